@@ -1,0 +1,1 @@
+"""Environments: alignment as a contextual dueling bandit, as real Gymnasium environments."""

@@ -1,0 +1,1 @@
+"""Where a preference becomes a gradient and a gradient a new version of the weights."""
