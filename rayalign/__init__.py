@@ -1,1 +1,37 @@
+"""rayalign: the most aligned language model out of a fixed number of preference labels.
+
+Importing this module starts nothing and loads neither torch nor Ray; the names below do so when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayalign.agents import list_agents
+    from rayalign.env import list_envs
+    from rayalign.loop import resume, run
+    from rayalign.result import Result
+
 __version__ = "0.1.0"
+__all__ = ["Result", "list_agents", "list_envs", "resume", "run"]
+
+_HOMES = {
+    "run": "rayalign.loop",
+    "resume": "rayalign.loop",
+    "Result": "rayalign.result",
+    "list_agents": "rayalign.agents",
+    "list_envs": "rayalign.env",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rayalign' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,311 @@
+"""`run` and `resume`: put the parts of a run in their places, wait, and hand over what came out.
+
+            prompts (World)                                          labels are bought here
+                  |                                                      |
+   +--------------v-----------+   candidates   +-----------+   duels  +--v-----------------+
+   | rollout pool             | -------------> | collector | -------> | oracle             |
+   | Ray actors, vLLM         |                | + agent   |          | Ray Serve          |
+   +--------------^-----------+                +-----^-----+          +--+-----------------+
+                  | weights, version v               | observe           | preferences
+   +--------------+-----------+   window             |                   |
+   | learner                  | <---------------- ledger <---------------+
+   | Ray Train, agent.loss    |   batch b: b - v <= max_staleness
+   +--------------------------+
+
+Who waits for whom: the collector waits at the window for weights that are fresh enough, the learner waits at
+the window for batch b, the driver waits for the learner, and everybody's wait has a timeout and a message.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium
+import ray
+
+from rayalign import config as settings
+from rayalign.agents import AGENTS, agent_class, make_agent
+from rayalign.agents.agent import Agent
+from rayalign.collector import Collector
+from rayalign.collector_client import CollectorClient
+from rayalign.env import make_world
+from rayalign.env.world import World
+from rayalign.errors import ConfigError, RayalignError, WaitError
+from rayalign.heldout import against
+from rayalign.learner.train import LearnerSetup, make_trainer
+from rayalign.learner.train import validate as validate_learner
+from rayalign.logs import validate as validate_logging
+from rayalign.models import resolve_policy
+from rayalign.progress import Progress
+from rayalign.report import write_report
+from rayalign.resources import plan
+from rayalign.result import Result
+from rayalign.rollout.encode import PromptEncoder
+from rayalign.run_config import RunConfig
+from rayalign.serve import start_oracle, stop_oracle
+from rayalign.serve.oracles import oracle_factory
+
+START_TIMEOUT_S = 300.0
+
+UNSAFE_TO_PICKLE = "inputs.pkl"
+"""Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
+
+FREE_TO_CHANGE = (
+    "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.max_stalled_batches",
+    "rollout.num_replicas", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
+    "rollout.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker", "learner.max_failures",
+    "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every", "logging.", "run_dir",
+)  # fmt: skip
+"""Settings that `resume` may change: they don't change what was already bought means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """A run that was checked and not yet started."""
+
+    config: RunConfig
+    world: World
+    agent: Agent
+    oracle: Any = None
+    """A callable of the user's, or None for what `config.oracle` says."""
+    set_by_user: frozenset[str] = field(default_factory=frozenset)
+
+
+def run(
+    agent: str | Agent,
+    env: str | gymnasium.Env = "rayalign/TinyWorld-v0",
+    *,
+    policy: str | Path | None = None,
+    budget: int | None = None,
+    seed: int | None = None,
+    max_staleness: int | None = None,
+    run_dir: str | Path | None = None,
+    oracle: Any = None,
+    **overrides: Any,
+) -> Result:
+    """Spend `budget` labels on aligning `policy` in `env` with `agent`.
+
+    Args:
+        agent: a registered name (`rayalign.list_agents()`) or an `Agent`.
+        env: a registered id (`rayalign.list_envs()`) or a Gymnasium env made of one.
+        policy: Hugging Face directory or id of the initial policy; default: the world's own.
+        budget: labels to buy; never exceeded.
+        seed: of everything random; with `max_staleness=0` on CPU the same seed writes the same ledger.
+        max_staleness: batches that generation may run ahead of learning; 0 is the synchronous loop.
+        run_dir: where the run is kept; default: a new folder under `runs/`.
+        oracle: a function of yours (see `rayalign.serve.oracles`), or None for the `oracle.*` settings.
+        **overrides: settings by section (`learner={"learning_rate": 1e-4}`) or by dotted name
+            (`**{"learner.learning_rate": 1e-4}`); `rayalign settings` lists them.
+
+    Returns:
+        What came out: win rate, labels spent, preferences, checkpoint, and where everything is.
+
+    Raises:
+        ConfigError, DataError, ResourceError: before anything is bought.
+        RayalignError: what stopped the run later; nothing bought is lost, `rayalign.resume(run_dir)` goes on.
+    """
+    top = {"loop.budget": budget, "loop.seed": seed, "loop.max_staleness": max_staleness}
+    given = settings.flatten(overrides) | {name: value for name, value in top.items() if value is not None}
+    plan_ = _prepare(agent, env, policy, run_dir, oracle, given)
+    folder = Path(plan_.config.run_dir)
+    if (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
+            "choose another run_dir."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    custom = {
+        "world": None if isinstance(env, str) else plan_.world,
+        "agent": None if isinstance(agent, str) else plan_.agent,
+        "oracle": oracle,
+    }
+    if any(value is not None for value in custom.values()):
+        (folder / UNSAFE_TO_PICKLE).write_bytes(cloudpickle.dumps(custom))
+    (folder / "config.yaml").write_text(settings.to_yaml(plan_.config))
+    return _execute(plan_)
+
+
+def resume(run_dir: str | Path, **overrides: Any) -> Result:
+    """Go on with an interrupted run, or with a finished one that got a larger `budget`.
+
+    Raises:
+        ConfigError: `run_dir` holds no run, or `overrides` change something that would make the bought labels
+            mean something else.
+    """
+    folder = Path(run_dir).absolute()
+    if not (folder / "config.yaml").exists():
+        raise ConfigError(f"run_dir={str(folder)!r} holds no run (no config.yaml). Start one with `rayalign run`.")
+    custom: dict[str, Any] = {}
+    if (folder / UNSAFE_TO_PICKLE).exists():
+        custom = cloudpickle.loads((folder / UNSAFE_TO_PICKLE).read_bytes())
+    stored = settings.read_yaml((folder / "config.yaml").read_text())
+    agent = custom.get("agent") or make_agent(stored["agent_name"])
+    base = RunConfig(agent=agent.Config())
+    config = settings.apply(base, stored)
+    given = settings.flatten(overrides)
+    changed = settings.apply(config, {"loop.budget" if k == "budget" else k: v for k, v in given.items()})
+    forbidden = [line for line in settings.diff(config, changed) if not line.startswith(FREE_TO_CHANGE)]
+    if forbidden:
+        raise ConfigError(
+            f"resume can't change what the labels in {folder} were bought for: {'; '.join(forbidden)}. Resume without "
+            "these settings, or start a new run in another run_dir."
+        )
+    config = replace(changed, run_dir=str(folder))
+    if (folder / "result.json").exists():
+        result = Result.load(folder)
+        if config.loop.budget <= result.labels_spent:
+            return result
+        (folder / "result.json").unlink()
+    (folder / "config.yaml").write_text(settings.to_yaml(config))
+    world = custom.get("world") or make_world(config.env, **config.env_kwargs)
+    agent = type(agent)(config.agent)
+    _validate(config, world)
+    return _execute(_Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle")))
+
+
+# ==== before anything is started ===============================================================================
+def _prepare(
+    agent: str | Agent,
+    env: str | gymnasium.Env,
+    policy: str | Path | None,
+    run_dir: str | Path | None,
+    oracle: Any,
+    given: dict[str, Any],
+) -> _Plan:
+    """Settings from the classes' defaults, then the world's, then the user's; everything checked."""
+    env_kwargs = {name.removeprefix("env."): given.pop(name) for name in list(given) if name.startswith("env.")}
+    world = make_world(env, **env_kwargs)
+    name = agent if isinstance(agent, str) else agent.name or type(agent).__name__
+    kind = agent_class(agent) if isinstance(agent, str) else type(agent)
+    config = RunConfig(
+        agent_name=name,
+        env=env if isinstance(env, str) else world.id,
+        env_kwargs=env_kwargs,
+        agent=kind.Config() if isinstance(agent, str) else agent.config,
+    )
+    known = {setting.name for setting in settings.describe(config)}
+    config = settings.apply(config, {k: v for k, v in world.defaults().items() if k in known})
+    config = settings.apply(config, given)
+    policy = str(policy or config.policy or world.default_policy() or "")
+    if not policy:
+        raise ConfigError(f"policy is not set, and {config.env} has no policy of its own; name a Hugging Face directory or id.")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(run_dir or config.run_dir or f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}")
+    config = replace(config, policy=str(resolve_policy(policy)), run_dir=str(folder.absolute()))
+    _validate(config, world)
+    return _Plan(
+        config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given)
+    )
+
+
+def _validate(config: RunConfig, world: World) -> None:
+    """Everything that can be known to be wrong before Ray is started and a label bought."""
+    validate_learner(config.learner, config.policy)
+    validate_logging(config.logging)
+    encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
+    encoder.check([world.prompt(0), *world.check_prompts()])
+    heldout = world.heldout(config.evaluation.num_prompts)
+    encoder.check(heldout)
+    against(config.evaluation, heldout)
+
+
+# ==== the run ====================================================================================================
+def _execute(plan_: _Plan) -> Result:
+    """Start the parts from the oracle to the learner, wait for the learner, stop them in reverse."""
+    started_ray = _connect()
+    folder = Path(plan_.config.run_dir)
+    config = plan(plan_.config, ray.cluster_resources(), plan_.set_by_user)
+    app = f"oracle-{os.getpid()}-{int(time.time())}"
+    collector = None
+    progress = Progress(config.logging, title=f"{config.agent_name} on {config.env}", run_dir=folder)
+    try:
+        progress.update({"phase": "starting the oracle", "budget": config.loop.budget})
+        factory = oracle_factory(config.oracle, plan_.world, plan_.oracle)
+        oracle = start_oracle(config.oracle, factory, name=app, journal_dir=folder / "oracle")
+        collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, oracle)
+        setup = LearnerSetup(
+            agent=plan_.agent,
+            config=config.learner,
+            policy=config.policy,
+            source=collector,
+            final_dir=str(folder / "checkpoint"),
+            seed=config.loop.seed,
+        )
+        with progress.following(lambda: collector.status(timeout_s=5.0)):
+            _fit(setup, config, folder, collector)
+            status = _wait_until_done(collector, config.loop.gate_timeout_s)
+        result = _finish(config, status)
+        progress.summary(result)
+        return result
+    finally:
+        progress.close()
+        if collector is not None:
+            collector.close()
+        stop_oracle(app)
+        if started_ray:
+            ray.shutdown()
+
+
+def _connect() -> bool:
+    """Join the cluster that is there (a job's, the caller's), else start one here; True if this call started it."""
+    if ray.is_initialized():
+        return False
+    for name in ("RAY_USAGE_STATS_ENABLED", "VLLM_USAGE_STATS_ENABLED"):
+        os.environ.setdefault(name, "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    in_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    local: Mapping[str, Any] = {} if in_cluster else {"include_dashboard": False}
+    ray.init(log_to_driver=False, configure_logging=False, **local)
+    return True
+
+
+def _fit(setup: LearnerSetup, config: RunConfig, folder: Path, collector: CollectorClient) -> None:
+    """Run the learner to its end. The collector's error, if there is one, is the one to tell."""
+    try:
+        make_trainer(setup, config.learner, storage_path=str(folder), name="learner").fit()
+    except Exception:
+        collector.raise_failure()
+        raise
+    collector.raise_failure()
+
+
+def _wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, Any]:
+    """The learner is through; the collector still evaluates the final weights."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        status = collector.status()
+        if status["phase"] in ("done", "failed"):
+            collector.raise_failure()
+            return status
+        time.sleep(0.2)
+    raise WaitError(f"waited {timeout_s:.0f} s for the final evaluation; raise loop.gate_timeout_s, then resume.")
+
+
+def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
+    """Write what a run leaves behind: preferences, result, report."""
+    from rayalign.ledger import export_preferences
+    from rayalign.logs import read_evaluations
+
+    folder = Path(config.run_dir)
+    export_preferences(folder / "ledger.arrow", folder / "preferences")
+    evaluations = read_evaluations(folder)
+    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+    result = Result(
+        path=folder,
+        win_rate=last.get("win_rate"),
+        win_rate_stderr=last.get("stderr"),
+        initial_win_rate=first.get("win_rate") if first.get("version") == 0 else None,
+        labels_spent=int(status["labels"]),
+        labels_spent_on_evaluation=int(last.get("labels_spent_on_evaluation", 0)),
+        checkpoint=folder / "checkpoint",
+        warning=status.get("warning"),
+    )
+    result.save()
+    write_report([folder])
+    return result

@@ -1,0 +1,71 @@
+"""Placement: which role reserves what, checked against the cluster before anything is started.
+
+Nothing in the loop knows where things run. On a machine with few CPUs the shares that nobody set by hand are
+scaled down, so that everything fits side by side; GPUs are never scaled, because memory is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from rayalign.errors import ResourceError
+from rayalign.run_config import RunConfig
+
+SMALLEST_CPU_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one role asks of the cluster."""
+
+    setting: str
+    """Dotted name of the setting that holds CPUs per process."""
+    processes: int
+    cpus: float
+    """Per process."""
+    gpus: float
+    """Per process."""
+
+
+def shares(config: RunConfig) -> list[Share]:
+    """Every role of a run. Train's and Serve's controllers reserve nothing."""
+    loop, rollout, learner, oracle = config.loop, config.rollout, config.learner, config.oracle
+    return [
+        Share("loop.collector_cpus", 1, loop.collector_cpus, loop.collector_gpus),
+        Share("rollout.cpus_per_replica", rollout.num_replicas, rollout.cpus_per_replica, rollout.gpus_per_replica),
+        Share("learner.cpus_per_worker", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker),
+        Share("oracle.cpus_per_replica", oracle.most_replicas, oracle.cpus_per_replica, oracle.gpus_per_replica),
+    ]
+
+
+def plan(config: RunConfig, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:
+    """`config` with CPU shares that fit `cluster` (Ray's total resources).
+
+    Raises `ResourceError` where it can't fit: the message has the whole plan.
+    """
+    asked = shares(config)
+    table = "; ".join(f"{s.processes} x {s.setting.split('.')[0]} ({s.cpus:g} CPU, {s.gpus:g} GPU)" for s in asked)
+    gpus, have_gpus = sum(s.processes * s.gpus for s in asked), cluster.get("GPU", 0.0)
+    if gpus > have_gpus + 1e-9:
+        raise ResourceError(
+            f"the run asks for {gpus:g} GPUs, but the cluster has {have_gpus:g}: {table}. Lower the gpus_per_... settings "
+            "(fractions collocate roles on one GPU), or add nodes."
+        )
+    have = cluster.get("CPU", 0.0)
+    fixed = sum(s.processes * s.cpus for s in asked if s.setting in set_by_user)
+    free = [s for s in asked if s.setting not in set_by_user and s.processes]
+    wanted = sum(s.processes * s.cpus for s in free)
+    if fixed + wanted <= have + 1e-9:
+        return config
+    factor = (have - fixed) / wanted if wanted else 0.0
+    if any(s.cpus * factor < SMALLEST_CPU_SHARE for s in free) or fixed > have:
+        raise ResourceError(
+            f"the run asks for {fixed + wanted:g} CPUs, but the cluster has {have:g}: {table}. Use fewer replicas or "
+            "workers, lower the cpus_per_... settings, or add nodes."
+        )
+    for share in free:
+        section, name = share.setting.split(".")
+        scaled = int(share.cpus * factor * 1000) / 1000  # rounded down: the sum must not exceed what there is
+        config = replace(config, **{section: replace(getattr(config, section), **{name: scaled})})
+    return config

@@ -1,0 +1,80 @@
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayalign.errors import DataError
+from rayalign.evaluate import labels_to_target
+from rayalign.logs import read_evaluations, read_metrics
+
+TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run; everything in it can be read again with `Result.load(path)`."""
+
+    path: Path
+    """Run directory."""
+    win_rate: float | None
+    """Held-out win rate of the final policy, ties one half; None if nothing was evaluated."""
+    win_rate_stderr: float | None
+    """Its standard error over prompts."""
+    initial_win_rate: float | None
+    """The same before training."""
+    labels_spent: int
+    """Labels bought for training."""
+    labels_spent_on_evaluation: int
+    """Labels bought for evaluation, counted apart."""
+    checkpoint: Path
+    """Hugging Face directory of the final policy, tokenizer included."""
+    warning: str | None = None
+    """Why the run stopped before its budget was spent, if it did."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Read a finished run's result. Raises `DataError` if `path` holds none."""
+        path = Path(path)
+        file = path / "result.json"
+        if not file.exists():
+            raise DataError(f"{path} holds no finished run (no result.json). `rayalign resume {path}` finishes it.")
+        stored: dict[str, Any] = json.loads(file.read_text())
+        return cls(path=path, checkpoint=path / "checkpoint", **stored)
+
+    def save(self) -> None:
+        """Write `result.json`; its presence says that the run is complete."""
+        stored = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("path", "checkpoint")}
+        partial = self.path / "result.json.partial"
+        partial.write_text(json.dumps(stored, indent=1))
+        partial.rename(self.path / "result.json")
+
+    @property
+    def history(self) -> pa.Table:
+        """One row per batch: labels, version, staleness, seconds by stage, the learner's and the agent's numbers."""
+        return pa.Table.from_pylist(read_metrics(self.path))
+
+    @property
+    def evaluations(self) -> pa.Table:
+        """One row per evaluation: labels, win rate, standard error, regret where it is known."""
+        return pa.Table.from_pylist(read_evaluations(self.path))
+
+    @property
+    def preferences(self) -> pa.Table:
+        """Everything that was bought or labelled by the agent: prompt, chosen, rejected and where it came from.
+
+        The same table lies in `path / "preferences"` as Parquet: `datasets.load_dataset("parquet", data_dir=...)`.
+        """
+        import pyarrow.parquet as parquet
+
+        return parquet.read_table(self.path / "preferences")
+
+    def labels_to(self, target: float) -> float | None:
+        """Labels at which the held-out win rate first reached `target` (linear interpolation); None if it never did."""
+        rows = read_evaluations(self.path)
+        return labels_to_target([row["labels"] for row in rows], [row["win_rate"] for row in rows], target)
