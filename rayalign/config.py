@@ -45,14 +45,6 @@ class Setting(NamedTuple):
     """The docstring under the field, on one line."""
 
 
-class Difference(NamedTuple):
-    """One row of `diff`; `ABSENT` on the side that does not have the field."""
-
-    name: str
-    left: Any
-    right: Any
-
-
 class _Marker(Enum):
     REQUIRED = "required"
     ABSENT = "absent"
@@ -289,20 +281,25 @@ def _is_mapping(annotation: Any) -> bool:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of every setting of an instance; an optional section that is None is one None."""
+    """Dotted name -> value of every setting of an instance, or of nested mappings of changes.
+
+    >>> flatten({"learner": {"lora": {"rank": 8}}, "agent.beta": 0.2})
+    {'learner.lora.rank': 8, 'agent.beta': 0.2}
+    """
+    mapping = isinstance(config, Mapping)
+    items = config.items() if mapping else [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        name = prefix + field.name
-        values |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    for name, value in items:
+        nested = isinstance(value, Mapping) if mapping else dataclasses.is_dataclass(value)
+        values |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return values
 
 
-def diff(left: Any, right: Any) -> list[Difference]:
-    """The settings that differ between two instances: in the order of `left`, then those that only `right` has."""
+def diff(left: Any, right: Any) -> list[str]:
+    """The settings that differ between two instances, one line each: `loop.budget: 100 -> 200`."""
     a, b = flatten(left), flatten(right)
-    both = [Difference(name, a.get(name, ABSENT), b.get(name, ABSENT)) for name in {**a, **b}]
-    return [difference for difference in both if difference.left != difference.right]
+    both = ((name, a.get(name, ABSENT), b.get(name, ABSENT)) for name in {**a, **b})
+    return [f"{name}: {old!r} -> {new!r}" for name, old, new in both if old != new]
 
 
 # -- keep ---------------------------------------------------------------------------------------------------------
@@ -334,10 +331,18 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
 
 
+def read_yaml(text: str) -> dict[str, Any]:
+    """The nested values that `to_yaml` wrote, for a look before the classes of the sections are known."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The settings are not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The settings must be a mapping of names to values, not {type(values).__name__}.")
+    return values
+
+
 def from_yaml(base: type[Config] | Config, text: str) -> Config:
     """The config that `to_yaml` wrote. `base` is its class, or an instance whose sections have the right classes."""
     instance: Any = base() if isinstance(base, type) else base
-    values = yaml.safe_load(text) or {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"Settings must be a mapping of names to values, not {type(values).__name__}.")
-    return apply(instance, values, yaml_text=False)
+    return apply(instance, read_yaml(text), yaml_text=False)
