@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,6 +36,11 @@ class Sampling:
             raise ConfigError(f"rollout.max_tokens={self.max_tokens} must be at least 1.")
 
 
+def prompt_seed(seed: int, position: int) -> int:
+    """The seed of one prompt of a request: 63 bits, unrelated to those of its neighbours."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest(), "big") >> 1
+
+
 class Engine(Protocol):
     """A language model that samples. Not thread-safe: one request at a time."""
 
@@ -42,8 +48,14 @@ class Engine(Protocol):
     def version(self) -> int:
         """Weights version that it runs; 0 is the initial policy."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[list[Candidate]]:
-        """`sampling.n` candidates for each prompt, in order. The result depends on the arguments and weights alone."""
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, positions: Sequence[int] | None = None
+    ) -> list[list[Candidate]]:
+        """`sampling.n` candidates for each prompt, in order. The result depends on the arguments and weights alone.
+
+        The randomness of a prompt comes from `(seed, position)`: `positions` (default 0, 1, ...) lets a request be
+        cut into pieces without changing what is drawn.
+        """
 
     def load(self, weights: Weights) -> str:
         """Run other weights from now on. Returns the checksum read back from what the engine holds, for

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayalign.errors import WeightSyncError
+
 _STORED_AS = {torch.bfloat16: torch.int16}  # numpy has no bfloat16: its bits travel as int16
 
 
@@ -58,3 +60,45 @@ def checksum(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def read_back(weights: Weights, live: Mapping[str, Tensor]) -> str:
+    """The checksum of what an engine holds under the names it was sent, for comparison with `weights.checksum`.
+
+    `live` has the engine's own tensors, under the same names. Where the engine computes in another type, equality
+    is checked value by value after the cast, and the answer is the checksum of what arrived; it differs from
+    `weights.checksum` if either check fails.
+    """
+    held = {name: live[name] for name in weights.arrays}
+    if all(str(tensor.dtype).removeprefix("torch.") == weights.dtypes[name] for name, tensor in held.items()):
+        return checksum(held)
+    for name, sent in weights.tensors():
+        if not torch.equal(held[name].detach().cpu(), sent.to(held[name].dtype)):
+            return f"{name} is not what was sent"
+    return checksum(dict(weights.tensors()))
+
+
+def copy_into(weights: Weights, live: Mapping[str, Tensor]) -> None:
+    """Overwrite an engine's own tensors in place, after checking that every name and shape fits.
+
+    Raises `WeightSyncError`, before anything is written, if a name is unknown, a shape differs, or a tensor of
+    `live` would keep old values (tensors that share memory, such as tied embeddings, need only one name).
+    """
+    unknown = sorted(set(weights.arrays) - set(live))
+    covered = {live[name].data_ptr() for name in weights.arrays if name in live}
+    missing = sorted(name for name, tensor in live.items() if tensor.numel() and tensor.data_ptr() not in covered)
+    wrong = [
+        f"{name} {tuple(array.shape)} instead of {tuple(live[name].shape)}"
+        for name, array in weights.arrays.items()
+        if name in live and tuple(array.shape) != tuple(live[name].shape)
+    ]
+    for problem, names in (("unknown to the engine", unknown), ("missing", missing), ("of another shape", wrong)):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise WeightSyncError(
+                f"weights version {weights.version}: {len(names)} tensors are {problem}: {shown}. "
+                "Publish the state dict of the same Hugging Face model that the engines loaded."
+            )
+    with torch.no_grad():
+        for name, tensor in weights.tensors():
+            live[name].copy_(tensor)
