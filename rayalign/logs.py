@@ -1,6 +1,6 @@
 """What a run writes down about itself while it runs, and the functions that read it back.
 
-    metrics.jsonl       one object per batch and writer: labels, staleness, seconds/<stage>, learner/<name>, agent/<name>
+    metrics.jsonl       one object per batch and writer: labels, staleness, seconds/<stage>, learner/<name>, ...
     evaluations.jsonl   one object per evaluation: labels, win_rate, stderr, ...
     timeline.jsonl      one object per span of work: role, stage, batch, start, end (unix seconds)
     tensorboard/        the same numbers; also Weights & Biases and MLflow when asked for
@@ -37,7 +37,7 @@ class LoggingConfig:
     """Where numbers go while a run runs. JSON lines and TensorBoard files are always written."""
 
     progress: str = "auto"
-    """Display on the terminal: `live`, `plain` (a line now and then), `off`, or `auto`: live on a terminal, else plain."""
+    """Display: `live`, `plain` (a line now and then), `off`, or `auto` (live on a terminal, else plain)."""
     progress_every_s: float = 15.0
     """Seconds between two lines of the plain display."""
     wandb: bool = False

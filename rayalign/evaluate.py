@@ -1,0 +1,248 @@
+"""Numbers that say how aligned a policy is, what it cost, and how sure one may be. Pure functions on numpy arrays.
+
+Two spreads, never mixed: over prompts (one policy, finitely many prompts: `win_rate`) and over seeds (one
+prompt set, finitely many runs: `over_seeds`). Two regrets, never mixed: `preference_regret`, `reward_regret`.
+
+Shapes: P prompts, B duels, S seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayalign.errors import ConfigError
+from rayalign.serve.config import OracleConfig
+
+AGAINST = ("auto", "reference", "initial")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how the held-out win rate is measured. Its labels are counted apart from the budget."""
+
+    every: int = 256
+    """Training labels between two evaluations; 0 evaluates only at the start and at the end."""
+    num_prompts: int = 200
+    """Held-out prompts; fewer if the environment has fewer. The standard error falls with its square root."""
+    against: str = "auto"
+    """Opponent: the data's `reference` responses, the `initial` policy's answers, `auto`: references if there are."""
+    temperature: float = 0.0
+    """Of the answers that are judged; 0 is greedy."""
+    best_of_n: int = 0
+    """Also answer with the agent's pick among so many samples and report its win rate; 0 or 1 does not."""
+    at_start: bool = True
+    """Evaluate the initial policy before the first label is bought."""
+    oracle: OracleConfig | None = None
+    """Who judges; null: the oracle that labels for training. Verdicts are deterministic, whatever its `labels` says."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ConfigError(f"evaluation.every={self.every} must not be negative; 0 evaluates only at start and end.")
+        if self.num_prompts < 1:
+            raise ConfigError(f"evaluation.num_prompts={self.num_prompts} must be at least 1.")
+        if self.against not in AGAINST:
+            raise ConfigError(f"evaluation.against={self.against!r} must be one of {', '.join(AGAINST)}.")
+        if self.temperature < 0:
+            raise ConfigError(f"evaluation.temperature={self.temperature} must not be negative; 0 is greedy.")
+        if self.best_of_n < 0:
+            raise ConfigError(f"evaluation.best_of_n={self.best_of_n} must not be negative; 0 is off.")
+
+
+class Mean(NamedTuple):
+    """A mean and its standard error; the function that made it says over what."""
+
+    value: float
+    stderr: float
+
+
+class Estimate(NamedTuple):
+    """A number with an interval that covers it with the stated confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+# -- win rate -----------------------------------------------------------------------------------------------------
+def win_rate(scores_P: ArrayLike) -> Mean:
+    """Wins plus half the ties, with the standard error over prompts, `sqrt(var / P)` with `P - 1` in the variance.
+
+    A score is 1 for a win, 0.5 for a tie, 0 for a loss (a probability of winning will do as well). No scores make
+    NaN, one score has a standard error of NaN: nothing is known of the spread.
+
+    >>> win_rate([1.0, 0.0, 0.0, 1.0, 0.5])  # squared deviations sum to 1: sqrt(1 / 4 / 5)
+    Mean(value=0.5, stderr=0.22360679774997896)
+    """
+    scores = _scores(scores_P)
+    return Mean(_mean(scores), _stderr(scores))
+
+
+def over_seeds(values_S: ArrayLike) -> Mean:
+    """The mean over independent runs, with the standard error over seeds. One run: a standard error of NaN."""
+    values = np.asarray(values_S, dtype=float)
+    return Mean(_mean(values), _stderr(values))
+
+
+def wilson_interval(rate: float, n: int, level: float = 0.95) -> Estimate:
+    """Wilson's score interval of a win rate over `n` prompts (Wilson 1927): inside [0, 1], and not empty at 0 and 1.
+
+    Ties make it too wide rather than too narrow: a half has less variance than a coin flip between 0 and 1.
+
+    >>> [round(x, 4) for x in wilson_interval(1.0, 10)]  # z^2 = 3.8415: low = 10 / (10 + z^2)
+    [1.0, 0.7225, 1.0]
+    """
+    if n < 1 or not 0 <= rate <= 1:
+        return Estimate(rate, math.nan, math.nan)
+    z = _z(level)
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Estimate(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def normal_interval(mean: Mean, level: float = 0.95) -> Estimate:
+    """`value -/+ z * stderr`: what error bars show. Of no use near 0 and 1 or for a handful of values."""
+    return Estimate(mean.value, mean.value - _z(level) * mean.stderr, mean.value + _z(level) * mean.stderr)
+
+
+# -- regret -------------------------------------------------------------------------------------------------------
+def preference_regret(best_beats_first_B: ArrayLike, best_beats_second_B: ArrayLike) -> NDArray[np.float64]:
+    """`P(a* > a) + P(a* > a') - 1` per duel (SEA, Liu et al. 2024, Section 2): in [0, 1], 0 for two best responses."""
+    return np.asarray(best_beats_first_B, dtype=float) + np.asarray(best_beats_second_B, dtype=float) - 1
+
+
+def reward_regret(best_B: ArrayLike, first_B: ArrayLike, second_B: ArrayLike) -> NDArray[np.float64]:
+    """`r* - (r + r') / 2` per duel, in units of the reward. Not a function of the preference form, nor the reverse."""
+    first, second = np.asarray(first_B, dtype=float), np.asarray(second_B, dtype=float)
+    return np.asarray(best_B, dtype=float) - (first + second) / 2
+
+
+# -- sample efficiency --------------------------------------------------------------------------------------------
+def labels_to_target(labels: ArrayLike, values: ArrayLike, target: float) -> float | None:
+    """Labels at which the curve first reaches `target`, linear between evaluations; None if it never does.
+
+    Evaluations without a value (NaN) are left out. A curve that starts at or above the target needs its first labels.
+
+    >>> labels_to_target([0, 100, 200], [0.4, 0.5, 0.7], 0.6)
+    150.0
+    """
+    x, y = _curve(labels, values)
+    above = np.flatnonzero(y >= target)
+    if not len(above):
+        return None
+    i = int(above[0])
+    if i == 0:
+        return float(x[0])
+    return float(x[i - 1] + (target - y[i - 1]) / (y[i] - y[i - 1]) * (x[i] - x[i - 1]))
+
+
+def area_under_curve(labels: ArrayLike, values: ArrayLike, up_to: float | None = None) -> float:
+    """Mean height of the curve over its labels (trapezoids): the win rate an average label was bought at.
+
+    `up_to` cuts the curve there, so that runs of different length compare; NaN if it does not reach so far.
+
+    >>> area_under_curve([0, 100], [0.4, 0.6])
+    0.5
+    """
+    x, y = _curve(labels, values)
+    end = x[-1] if up_to is None and len(x) else up_to
+    if len(x) < 2 or end is None or end > x[-1] or end <= x[0]:
+        return math.nan
+    inside = x < end
+    x, y = np.append(x[inside], end), np.append(y[inside], np.interp(end, x, y))
+    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def mean_curve(
+    curves: Sequence[tuple[ArrayLike, ArrayLike]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Labels, mean and standard error over seeds of several runs' curves, on the union of their labels.
+
+    Each curve is linear between its points; the common range alone is kept, because a mean over other runs at each
+    end would show steps that no run took. With one run the standard errors are NaN.
+    """
+    cleaned = [curve for curve in (_curve(*pair) for pair in curves) if len(curve[0])]
+    if not cleaned:
+        empty = np.zeros(0)
+        return empty, empty, empty
+    low, high = max(x[0] for x, _ in cleaned), min(x[-1] for x, _ in cleaned)
+    grid = np.unique(np.concatenate([x for x, _ in cleaned]))
+    grid = grid[(grid >= low) & (grid <= high)]
+    heights = np.stack([np.interp(grid, x, y) for x, y in cleaned])
+    errors = heights.std(axis=0, ddof=1) / math.sqrt(len(heights)) if len(heights) > 1 else np.full(len(grid), math.nan)
+    return grid, heights.mean(axis=0), errors
+
+
+# -- how sure -----------------------------------------------------------------------------------------------------
+def bootstrap_interval(
+    values_S: ArrayLike, statistic: Callable[..., Any] = np.mean, level: float = 0.95, seed: int = 0
+) -> Estimate:
+    """`statistic` of independent values, with its BCa bootstrap interval (Efron 1987, `scipy.stats.bootstrap`).
+
+    Equal values have an interval of width 0; a single value has none (NaN). With fewer than about eight values
+    the interval is too narrow: show the values themselves too.
+    """
+    values = np.asarray(values_S, dtype=float)
+    value = float(statistic(values)) if len(values) else math.nan
+    if len(values) < 2:
+        return Estimate(value, math.nan, math.nan)
+    if np.ptp(values) == 0:
+        return Estimate(value, value, value)
+    from scipy.stats import bootstrap
+
+    found = bootstrap((values,), statistic, confidence_level=level, rng=np.random.default_rng(seed))
+    return Estimate(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def paired_ratio(values_S: ArrayLike, baseline_S: ArrayLike, level: float = 0.95, seed: int = 0) -> Estimate:
+    """How many times the baseline: geometric mean of `value / baseline` over pairs (same seed), bootstrap interval.
+
+    Geometric, so that the ratio of A to B is one over the ratio of B to A. A run that never reached its target has
+    no number to put here: leave its pair out and say so, or put its budget, which is a bound.
+
+    Raises `ValueError` if the lengths differ or a number is not positive.
+
+    >>> round(paired_ratio([50.0, 200.0], [100.0, 100.0]).value, 6)
+    1.0
+    """
+    values, baseline = np.asarray(values_S, dtype=float), np.asarray(baseline_S, dtype=float)
+    if values.shape != baseline.shape:
+        raise ValueError(f"paired_ratio needs pairs, but got {values.size} values and {baseline.size} of the baseline.")
+    if not (np.all(values > 0) and np.all(baseline > 0)):
+        raise ValueError("paired_ratio needs positive numbers; leave out the pairs that have none.")
+    return Estimate(*np.exp(bootstrap_interval(np.log(values / baseline), level=level, seed=seed)).tolist())
+
+
+def _scores(scores_P: ArrayLike) -> NDArray[np.float64]:
+    scores = np.asarray(scores_P, dtype=float).ravel()
+    if np.any(~((scores >= 0) & (scores <= 1))):
+        raise ValueError("win_rate needs scores in [0, 1]: 1 a win, 0.5 a tie, 0 a loss; leave failed verdicts out.")
+    return scores
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _stderr(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else math.nan
+
+
+def _z(level: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def _curve(labels: ArrayLike, values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """In the order of labels, without the points that have no value."""
+    x = np.asarray(labels, dtype=float)
+    y = np.array([math.nan if value is None else value for value in np.asarray(values, dtype=object)], dtype=float)
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    return x[~np.isnan(y)], y[~np.isnan(y)]
