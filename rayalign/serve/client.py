@@ -1,0 +1,264 @@
+"""Starting and stopping the oracle's service, and asking it.
+
+`OracleClient` is an `Oracle` whose work happens elsewhere. It may be sent to any process of the cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rayalign import errors
+from rayalign.env.labels import Oracle
+from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
+from rayalign.serve.config import OracleConfig
+from rayalign.serve.wire import DuelColumns
+from rayalign.types import Duel, Verdict
+
+POLL_S = 0.1
+RETRY_PAUSE_S = 0.2
+"""Before the first repetition of a call; doubles with each, up to `LONGEST_PAUSE_S`."""
+LONGEST_PAUSE_S = 5.0
+
+
+class OracleClient:
+    """Asks the oracle service `app`. Picklable; safe to use from several threads, not inside an event loop."""
+
+    def __init__(self, app: str, oracle_id: str, config: OracleConfig) -> None:
+        self.app, self._id, self.config = app, oracle_id, config
+        self._handle: Any = None
+        self._asked: set[str] = set()
+        self._free = threading.Condition()
+
+    @property
+    def id(self) -> str:
+        """Names kind and version of the oracle in the ledger."""
+        return self._id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OracleClient, (self.app, self._id, self.config)
+
+    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """One verdict per duel, in order.
+
+        A call whose replica died is made again with the same ids, which the service does not charge twice. Raises
+        `OracleError` if the oracle can't answer, and `WaitError` if it does not; what it had already answered is
+        kept by the service and given again when asked again.
+        """
+        if not duels:
+            return []
+        unique = list({duel.id: duel for duel in duels}.values())
+        with self._only_asker_of({duel.id for duel in unique}):
+            verdicts = self._ask(unique)
+        return [verdicts[duel.id] for duel in duels]
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+    def _ask(self, duels: Sequence[Duel]) -> dict[str, Verdict]:
+        pieces = [DuelColumns.pack(piece) for piece in self._pieces(duels)]
+        running = deque((piece, 0, self._send(piece)) for piece in pieces)
+        verdicts: dict[str, Verdict] = {}
+        failed: RayalignError | None = None
+        while running:
+            piece, attempt, response = running.popleft()
+            try:
+                answer = self._result(piece, attempt, response)
+            except RayalignError as error:
+                # The other pieces are being paid for: they are waited for, so that nobody asks them a second time
+                # while they run. After a timeout that would take for ever, and they are called off instead.
+                failed = failed or error
+                if isinstance(error, WaitError):
+                    _cancel(response for _, _, response in [(piece, attempt, response), *running])
+                    break
+                continue
+            if answer is not None:
+                verdicts.update((verdict.duel_id, verdict) for verdict in answer)
+            elif failed is None:
+                time.sleep(min(RETRY_PAUSE_S * 2**attempt, LONGEST_PAUSE_S))
+                running.appendleft((piece, attempt + 1, self._send(piece)))
+        if failed is not None:
+            raise failed
+        return verdicts
+
+    def _pieces(self, duels: Sequence[Duel]) -> Iterator[Sequence[Duel]]:
+        """Even shares for all replicas, none larger than what is judged in one go."""
+        share = -(-len(duels) // self.config.most_replicas)
+        size = min(share, self.config.max_batch_size)
+        return (duels[start : start + size] for start in range(0, len(duels), size))
+
+    def _send(self, piece: DuelColumns) -> Any:
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
+        if self._handle is None:
+            try:
+                self._handle = serve.get_app_handle(self.app)
+            except RayServeException as error:
+                raise OracleError(f"the oracle service {self.app!r} is not running on this cluster: {error}") from error
+        return self._handle.judge.remote(piece)
+
+    def _result(self, piece: DuelColumns, attempt: int, response: Any) -> list[Verdict] | None:
+        """The verdicts of a piece, or None if its replica died and the call should be made again."""
+        from ray import exceptions as ray_errors
+        from ray.serve import exceptions as serve_errors
+
+        try:
+            return response.result(timeout_s=self.config.request_timeout_s).unpack()
+        except TimeoutError as error:
+            raise WaitError(
+                f"waited {self.config.request_timeout_s:g} s (oracle.request_timeout_s) for the oracle {self._id} to "
+                f"judge {len(piece)} duels ({piece.ids[0]}, ...) in the Serve application {self.app!r}. "
+                "It may be stuck, overloaded or without resources; what it answers later is kept for the next time."
+            ) from error
+        except (
+            ray_errors.RayActorError,
+            ray_errors.ObjectLostError,
+            ray_errors.WorkerCrashedError,
+            serve_errors.ReplicaUnavailableError,
+        ) as error:
+            if attempt < self.config.retries:
+                return None
+            raise OracleError(
+                f"the oracle {self._id} died {attempt + 1} times in a row on the same {len(piece)} duels "
+                f"({piece.ids[0]}, ...); oracle.retries={self.config.retries}. Last: {_last_line(str(error))}"
+            ) from error
+        except ray_errors.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RayalignError):
+                raise cause from None
+            raise OracleError(f"the oracle {self._id} failed: {type(cause).__name__}: {cause}") from error
+        except (serve_errors.RayServeException, ray_errors.RayError) as error:
+            message = getattr(error, "message", None) or str(error)
+            raise OracleError(f"the oracle service {self.app!r} can't be reached: {message}") from error
+
+    @contextmanager
+    def _only_asker_of(self, ids: set[str]) -> Iterator[None]:
+        """An id that another thread is asking waits until that thread has its answer."""
+        with self._free:
+            if not self._free.wait_for(lambda: self._asked.isdisjoint(ids), self.config.request_timeout_s):
+                raise WaitError(
+                    f"waited {self.config.request_timeout_s:g} s for another thread that asks the oracle {self._id} "
+                    f"about some of the same {len(ids)} duels."
+                )
+            self._asked |= ids
+        try:
+            yield
+        finally:
+            with self._free:
+                self._asked -= ids
+                self._free.notify_all()
+
+
+def start_oracle(
+    config: OracleConfig, factory: Callable[[], Oracle], name: str, journal_dir: str | Path | None = None
+) -> OracleClient:
+    """Serve the oracle that `factory` makes as application `name`, and wait until it answers.
+
+    Args:
+        factory: picklable; called once in each replica (see `rayalign.serve.oracles.oracle_factory`).
+        name: of the Serve application; one that runs under the same name is replaced.
+        journal_dir: where paid answers are kept, on a disk that all replicas share; None keeps none.
+
+    Raises what the factory raises (as `OracleError` if it is not an error of ours), `ResourceError` if the cluster is
+    too small, and `WaitError` after `oracle.start_timeout_s`; then nothing is left running. Needs `ray.init`.
+    """
+    import ray
+    from ray import serve
+
+    from rayalign.serve.deployment import build_app
+
+    _check_fits(config, ray.cluster_resources())
+    if journal_dir is not None:
+        Path(journal_dir).mkdir(parents=True, exist_ok=True)
+    # The loop talks through handles. Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
+    serve.start(proxy_location="Disabled", controller_options=quiet)
+    if name in serve.status().applications:
+        serve.delete(name)
+    app = build_app(config, factory, journal_dir)
+    target = serve.RunTarget(app, name=name, route_prefix=None)
+    try:
+        handle = serve.run_many([target], wait_for_applications_running=False)[0]
+        deadline = time.monotonic() + config.start_timeout_s
+        _wait_until_running(name, config, deadline)
+        oracle_id = handle.describe.remote().result(timeout_s=max(1.0, deadline - time.monotonic()))
+    except BaseException:
+        stop_oracle(name)
+        raise
+    return OracleClient(name, oracle_id, config)
+
+
+def stop_oracle(name: str, *, stop_serve: bool = True) -> None:
+    """Stop the application `name`, and Serve itself if nothing else runs on it; does nothing if neither runs.
+
+    Where `ray.shutdown` follows and ends the cluster anyway, `stop_serve=False` saves the time.
+    """
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized():
+        return
+    if name in serve.status().applications:
+        serve.delete(name)
+    if stop_serve and not serve.status().applications:
+        serve.shutdown()
+
+
+def _check_fits(config: OracleConfig, cluster: dict[str, float]) -> None:
+    for kind, each in (("CPU", config.cpus_per_replica), ("GPU", config.gpus_per_replica)):
+        have = cluster.get(kind, 0.0)
+        if config.num_replicas * each > have + 1e-9:
+            raise ResourceError(
+                f"oracle.num_replicas={config.num_replicas} with oracle.{kind.lower()}s_per_replica={each:g} need "
+                f"{config.num_replicas * each:g} {kind}s, but the cluster has {have:g}. Lower one of the two, or add "
+                "nodes."
+            )
+
+
+def _wait_until_running(name: str, config: OracleConfig, deadline: float) -> None:
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus
+
+    message = "not deployed yet"
+    while time.monotonic() < deadline:
+        status = serve.status().applications.get(name)
+        if status is not None:
+            if status.status == ApplicationStatus.RUNNING:
+                return
+            details = [d.message for d in status.deployments.values() if d.message]
+            message = "\n".join(details) or status.message or status.status.value
+            if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+                raise _start_error(message)
+        time.sleep(POLL_S)
+    raise WaitError(
+        f"waited {config.start_timeout_s:g} s (oracle.start_timeout_s) for the oracle service {name!r} to start. "
+        f"Its status: {message}"
+    )
+
+
+def _start_error(status: str) -> RayalignError:
+    """The exception that is at the end of the traceback in a deployment's status."""
+    found = re.findall(r"^(?:\w+\.)*(\w+): (.*)$", status, flags=re.MULTILINE)
+    name, message = found[-1] if found else ("", _last_line(status))
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, RayalignError):
+        return kind(message)
+    return OracleError(f"the oracle did not start: {name}: {message}")
+
+
+def _last_line(text: str) -> str:
+    """Where a traceback says what went wrong."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def _cancel(responses: Any) -> None:
+    for response in responses:
+        response.cancel()

@@ -1,0 +1,100 @@
+"""Settings of the oracle and of the service that it runs under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayalign.env.labels import LABEL_MODES
+from rayalign.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleConfig:
+    """Who says which response is better, and how many of them work at the same time."""
+
+    kind: str = "world"
+    """`world` (the environment's own hidden reward), `function` (yours) or `reward_model` (Hugging Face)."""
+    target: str = ""
+    """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; world: unused."""
+    labels: str = "bernoulli"
+    """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
+    scale: float = 1.0
+    """Rewards r become P(first wins) = sigmoid(scale * (r_first - r_second)). A world brings its own scale."""
+    price: float = 0.0
+    """Of one label, in your currency; a verdict that brings its own price keeps it. 0 is free."""
+    returns: str = "reward"
+    """function only: it returns the `reward` of (prompt, response), or the `probability` of (prompt, first, second)."""
+    batched: bool = False
+    """function only: it takes equally long lists of each argument and returns a list."""
+    num_replicas: int = 1
+    """Replicas that judge at the same time; the least number of them where max_replicas is set."""
+    max_replicas: int = 0
+    """Autoscale up to this many replicas; 0 never scales."""
+    target_ongoing: float = 4.0
+    """Autoscaling only: calls per replica, running and queued, above which replicas are added."""
+    cpus_per_replica: float = 0.5
+    """Ray CPUs each replica reserves; also its number of torch threads, at least 1."""
+    gpus_per_replica: float = 0.0
+    """Ray GPUs each replica reserves; fractions collocate it with other roles."""
+    max_batch_size: int = 512
+    """Most duels judged in one go; the answers of each go are on disk before the next one starts."""
+    batch_wait_s: float = 0.002
+    """How long a call waits for company, in seconds; 0 judges at once. A full batch never waits."""
+    request_timeout_s: float = 600.0
+    """Longest wait for the next max_batch_size verdicts, in seconds."""
+    retries: int = 5
+    """How often a call whose replica died is made again; 0 never."""
+    start_timeout_s: float = 600.0
+    """Longest wait for the first replicas, model loading included, in seconds."""
+    health_check_period_s: float = 10.0
+    """Seconds between health checks of a replica; one that fails three in a row is replaced."""
+    device: str = "auto"
+    """reward_model only: `cpu`, `cuda`, or `auto`: cuda where the replica has a GPU."""
+    dtype: str = "float32"
+    """reward_model only: `float32` or `bfloat16` weights and activations; scores are always float32."""
+    max_tokens: int = 0
+    """reward_model only: longest prompt and response together; the prompt's beginning is cut. 0: the model's limit."""
+    micro_batch_tokens: int = 16_384
+    """reward_model only: most tokens per forward pass, padding counted."""
+    cache_size: int = 100_000
+    """reward_model only: responses whose score is remembered, so that none is scored twice; 0 remembers none."""
+    trust_remote_code: bool = False
+    """reward_model only: run the Python code that comes with the model. Only for repositories that you trust."""
+
+    def __post_init__(self) -> None:
+        _one_of("labels", self.labels, LABEL_MODES)
+        _one_of("returns", self.returns, ("reward", "probability"))
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        for name in ("num_replicas", "max_batch_size", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"oracle.{name}={getattr(self, name)} must be at least 1.")
+        for name in ("request_timeout_s", "start_timeout_s", "health_check_period_s", "scale", "target_ongoing"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"oracle.{name}={getattr(self, name)} must be positive.")
+        for name in (
+            "price",
+            "retries",
+            "batch_wait_s",
+            "max_tokens",
+            "cache_size",
+            "cpus_per_replica",
+            "gpus_per_replica",
+        ):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"oracle.{name}={getattr(self, name)} must not be negative.")
+        if self.max_replicas and self.max_replicas < self.num_replicas:
+            raise ConfigError(
+                f"oracle.max_replicas={self.max_replicas} is below oracle.num_replicas={self.num_replicas}; "
+                "raise it, or set it to 0 for a fixed number of replicas."
+            )
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that may exist at the same time: what placement has to plan for."""
+        return self.max_replicas or self.num_replicas
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"oracle.{name}={value!r} is unknown. {did_you_mean(value, known)}")

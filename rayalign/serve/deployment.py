@@ -1,0 +1,188 @@
+"""The oracle as a Ray Serve application: one deployment whose replicas judge lists of duels.
+
+    caller: judge(columns) --+
+    caller: judge(columns) --+-> serve.batch gathers calls for `batch_wait_s`
+    caller: judge(columns) --+        |
+                                      v  one at a time per replica; what arrives meanwhile is judged together next
+                             journal: already answered? -> the paid answer, again
+                                      | the rest, `max_batch_size` duels in one go
+                             oracle.judge -> checked -> journal, fsync -> back to each caller
+
+A failure is not journalled: it is not charged, and asking again may succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from rayalign.env.labels import Oracle
+from rayalign.errors import OracleError, RayalignError
+from rayalign.purchase import AnswerJournal
+from rayalign.serve.config import OracleConfig
+from rayalign.serve.wire import DuelColumns, VerdictColumns
+from rayalign.types import Duel, Verdict
+
+CALLS_GATHERED = 64
+"""Calls that end the waiting for more."""
+CALLS_AT_ONCE = 64 * CALLS_GATHERED
+"""Calls a replica holds, waiting or running; more wait at their callers."""
+BROKEN_AFTER = 3
+"""Unexpected errors in a row (not `OracleError`s) after which a replica reports itself unhealthy."""
+
+
+class OracleDeployment:
+    """One replica. Everything that blocks runs in its only worker thread, so an oracle needs no locks."""
+
+    def __init__(self, config: OracleConfig, factory: Callable[[], Oracle], journal_dir: str | None) -> None:
+        try:
+            self.oracle = factory()
+            self.oracle_id = self.oracle.id
+        except RayalignError:
+            raise
+        except Exception as error:
+            raise OracleError(f"the oracle could not be made: {type(error).__name__}: {error}") from error
+        self.config = config
+        self.journal = None if journal_dir is None else AnswerJournal(Path(journal_dir))
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
+        self._waiting: list[tuple[DuelColumns, asyncio.Future[VerdictColumns]]] = []
+        self._busy = asyncio.Lock()
+        self._unexpected = 0
+        self._gather.set_batch_wait_timeout_s(config.batch_wait_s)  # type: ignore[attr-defined]
+
+    # -- called through the handle ------------------------------------------------------------------------------
+    async def judge(self, call: DuelColumns) -> VerdictColumns:
+        """One verdict per duel, in order."""
+        if len(call) >= self.config.max_batch_size or self.config.batch_wait_s == 0:
+            return await self._enqueue(call)
+        answer = await self._gather(call)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def describe(self) -> str:
+        """The oracle's id."""
+        return self.oracle_id
+
+    async def check_health(self) -> None:
+        """Serve calls it every `health_check_period_s` and replaces a replica that raises three times in a row."""
+        if self._unexpected >= BROKEN_AFTER:
+            raise OracleError(f"oracle {self.oracle_id} broke {self._unexpected} times in a row.")
+        check = getattr(self.oracle, "check_health", None)
+        if check is not None:
+            check()
+
+    # -- batching -------------------------------------------------------------------------------------------------
+    @serve.batch(max_batch_size=CALLS_GATHERED, max_concurrent_batches=CALLS_AT_ONCE // CALLS_GATHERED)
+    async def _gather(self, calls: list[DuelColumns]) -> list[VerdictColumns | BaseException]:
+        return await asyncio.gather(*map(self._enqueue, calls), return_exceptions=True)
+
+    async def _enqueue(self, call: DuelColumns) -> VerdictColumns:
+        """Whoever gets the lock judges for everybody who waits: batches grow while the oracle is busy."""
+        answer: asyncio.Future[VerdictColumns] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, answer))
+        async with self._busy:
+            if self._waiting:
+                waiting, self._waiting = self._waiting, []
+                await self._answer(waiting)
+        return await answer
+
+    async def _answer(self, waiting: Sequence[tuple[DuelColumns, asyncio.Future[VerdictColumns]]]) -> None:
+        loop = asyncio.get_running_loop()
+        # Shielded: a caller that gives up does not cancel what others wait for, nor the journal of what was paid.
+        answers = await asyncio.shield(loop.run_in_executor(self._worker, self._judge_calls, [c for c, _ in waiting]))
+        for (_, future), answer in zip(waiting, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    # -- in the worker thread -------------------------------------------------------------------------------------
+    def _judge_calls(self, calls: Sequence[DuelColumns]) -> list[VerdictColumns | Exception]:
+        """An answer or an error per call; if judging all together fails, each call stands for itself."""
+        duels = [call.unpack() for call in calls]
+        try:
+            verdicts = self._verdicts([duel for group in duels for duel in group])
+        except Exception as error:
+            self._unexpected = 0 if isinstance(error, OracleError) else self._unexpected + 1
+            if len(calls) > 1:
+                return [answer for call in calls for answer in self._judge_calls([call])]
+            return [error if isinstance(error, RayalignError) else self._broken(error)]
+        self._unexpected = 0
+        return [VerdictColumns.pack([verdicts[duel.id] for duel in group]) for group in duels]
+
+    def _verdicts(self, duels: Sequence[Duel]) -> Mapping[str, Verdict]:
+        """By duel id: what was already paid for, and the oracle's answers, which are on disk before they are told."""
+        unique = {duel.id: duel for duel in duels}
+        known: dict[str, Verdict] = {} if self.journal is None else dict(self.journal.lookup(list(unique)))
+        rest = [duel for id_, duel in unique.items() if id_ not in known]
+        for start in range(0, len(rest), self.config.max_batch_size):
+            asked = rest[start : start + self.config.max_batch_size]
+            verdicts = [self._priced(v) for v in checked(self.oracle_id, asked, self.oracle.judge(asked))]
+            if self.journal is not None:
+                self.journal.record(verdicts)
+            known.update((verdict.duel_id, verdict) for verdict in verdicts)
+        return known
+
+    def _priced(self, verdict: Verdict) -> Verdict:
+        if verdict.price or verdict.failure is not None or not self.config.price:
+            return verdict
+        return replace(verdict, price=self.config.price)
+
+    def _broken(self, error: Exception) -> OracleError:
+        return OracleError(f"oracle {self.oracle_id} raised {type(error).__name__}: {error}")
+
+
+def checked(oracle_id: str, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
+    """`verdicts` if they answer `duels` in order with probabilities in [0, 1]; else `OracleError` naming the duel."""
+    if len(verdicts) != len(duels):
+        raise OracleError(f"oracle {oracle_id} gave {len(verdicts)} verdicts on {len(duels)} duels: it owes one each.")
+    for duel, verdict in zip(duels, verdicts, strict=True):
+        if verdict.duel_id != duel.id:
+            raise OracleError(f"oracle {oracle_id} answered duel {verdict.duel_id} where {duel.id} was asked.")
+        p = verdict.probability
+        if (p is None) == (verdict.failure is None):
+            raise OracleError(f"oracle {oracle_id} has to give duel {duel.id} a probability or a failure: {verdict}.")
+        if p is not None and not (math.isfinite(p) and 0 <= p <= 1):
+            raise OracleError(f"oracle {oracle_id} answered {p!r} for duel {duel.id}; a probability is in [0, 1].")
+    return verdicts
+
+
+def build_app(
+    config: OracleConfig, factory: Callable[[], Oracle], journal_dir: str | Path | None = None
+) -> serve.Application:
+    """The Serve application of `factory`'s oracle, with replicas, autoscaling and health checks from `config`."""
+    options: dict[str, Any] = {"num_replicas": config.num_replicas}
+    if config.max_replicas:
+        options = {
+            "autoscaling_config": {
+                "min_replicas": config.num_replicas,
+                "max_replicas": config.max_replicas,
+                "target_ongoing_requests": config.target_ongoing,
+                "upscale_delay_s": 5.0,
+                "downscale_delay_s": 60.0,
+            }
+        }
+    deployment = serve.deployment(
+        OracleDeployment,  # type: ignore[arg-type]
+        name="oracle",
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
+        max_ongoing_requests=CALLS_AT_ONCE,
+        health_check_period_s=config.health_check_period_s,
+        health_check_timeout_s=max(30.0, config.health_check_period_s),
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=5.0,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        max_constructor_retry_count=1,  # an oracle that can't be made is an error, not something to try again
+        **options,
+    )
+    return deployment.bind(config, factory, None if journal_dir is None else str(Path(journal_dir).absolute()))

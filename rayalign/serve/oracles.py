@@ -1,0 +1,249 @@
+"""Oracles without Ray: whoever can say which of two responses is better. To add a kind, write its line in `ORACLES`.
+
+    oracle_factory(config, world) -> a picklable function -> called once in each replica -> Oracle
+
+`FunctionOracle` is here, the reward model in `reward_model.py`, the world's own truth in `rayalign.env.truth`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import inspect
+import math
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from rayalign.env.labels import Oracle
+from rayalign.env.world import World
+from rayalign.errors import ConfigError, OracleError, did_you_mean
+from rayalign.serve.config import OracleConfig
+from rayalign.types import Duel, Verdict
+
+ASYNC_CALLS_AT_ONCE = 64
+"""Calls of an async function that are awaited together."""
+
+
+class FunctionOracle:
+    """A function of the user's: the reward of a response, or the probability that the first response is better.
+
+    reward       `function(prompt, response) -> float`, any finite number; P = sigmoid(scale * (r_first - r_second))
+    probability  `function(prompt, first, second) -> float` in [0, 1]
+
+    All arguments are texts. A batched function takes lists of equal length instead and returns a list. Async
+    functions are awaited in an event loop of their own, which lives as long as the oracle.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any] | str,
+        *,
+        returns: str = "reward",
+        batched: bool = False,
+        scale: float = 1.0,
+        price: float = 0.0,
+    ) -> None:
+        self.function = import_attribute(function, "oracle.target") if isinstance(function, str) else function
+        if not callable(self.function):
+            raise ConfigError(f"oracle.target={function!r} is a {type(self.function).__name__}, not a function.")
+        self.returns, self.batched, self.scale, self.price = returns, batched, scale, price
+        self.name = function if isinstance(function, str) else _name_of(function)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def id(self) -> str:
+        """`function:` and the function's import path."""
+        return f"function:{self.name}"
+
+    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """One verdict per duel. Raises `OracleError` that names the duel whose answer is not a number in range."""
+        if not duels:
+            return []
+        if self.returns == "probability":
+            rows: list[tuple[str, ...]] = [(d.prompt.text, d.first.text, d.second.text) for d in duels]
+            values = self._call(rows, duels)
+            probabilities = [self._in_range(p, duel) for p, duel in zip(values, duels, strict=True)]
+        else:
+            rows = [(d.prompt.text, response.text) for d in duels for response in (d.first, d.second)]
+            values = self._call(rows, [d for d in duels for _ in range(2)])
+            probabilities = [
+                sigmoid(self.scale * (self._finite(first, duel) - self._finite(second, duel)))
+                for first, second, duel in zip(values[::2], values[1::2], duels, strict=True)
+            ]
+        return [
+            Verdict(duel_id=duel.id, probability=p, price=self.price)
+            for duel, p in zip(duels, probabilities, strict=True)
+        ]
+
+    # -- calling --------------------------------------------------------------------------------------------------
+    def _call(self, rows: Sequence[tuple[str, ...]], duels: Sequence[Duel]) -> list[Any]:
+        """The function's value for each row of arguments; `duels` names them in errors."""
+        if self.batched:
+            try:
+                values = self._run(self.function(*map(list, zip(*rows, strict=True))))
+            except Exception as error:
+                raise self._raised(error, duels[0], f"a batch of {len(duels)} that begins with duel") from error
+            values = values.tolist() if hasattr(values, "tolist") else list(values)
+            if len(values) != len(rows):
+                raise OracleError(
+                    f"oracle {self.id} returned {len(values)} values for {len(rows)} rows: a batched function has to "
+                    "return one number per row. Set oracle.batched=false if it takes one row at a time."
+                )
+            return values
+        if inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(type(self.function).__call__):
+            return self._run(self._gather(rows, duels))
+        values = []
+        for row, duel in zip(rows, duels, strict=True):
+            try:
+                values.append(self.function(*row))
+            except Exception as error:
+                raise self._raised(error, duel) from error
+        return values
+
+    async def _gather(self, rows: Sequence[tuple[str, ...]], duels: Sequence[Duel]) -> list[Any]:
+        slots = asyncio.Semaphore(ASYNC_CALLS_AT_ONCE)
+
+        async def one(row: tuple[str, ...], duel: Duel) -> Any:
+            async with slots:
+                try:
+                    return await self.function(*row)
+                except Exception as error:
+                    raise self._raised(error, duel) from error
+
+        return await asyncio.gather(*(one(row, duel) for row, duel in zip(rows, duels, strict=True)))
+
+    def _run(self, value: Any) -> Any:
+        """What `value` comes to: itself, or what it is awaited to."""
+        if not inspect.iscoroutine(value):
+            return value
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="oracle-function", daemon=True).start()
+        coroutine: Coroutine[Any, Any, Any] = value
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loop": None}
+
+    # -- checking -------------------------------------------------------------------------------------------------
+    def _raised(self, error: Exception, duel: Duel, where: str = "duel") -> OracleError:
+        return OracleError(f"oracle {self.id} raised {type(error).__name__} on {where} {duel.id}: {error}")
+
+    def _finite(self, value: Any, duel: Duel) -> float:
+        number = _number(value)
+        if not math.isfinite(number):
+            raise OracleError(
+                f"oracle {self.id} returned {value!r} as a reward in duel {duel.id} (prompt {duel.prompt.id}); "
+                "a reward is a finite number."
+            )
+        return number
+
+    def _in_range(self, value: Any, duel: Duel) -> float:
+        number = _number(value)
+        if not 0 <= number <= 1:
+            raise OracleError(
+                f"oracle {self.id} returned {value!r} for duel {duel.id} (prompt {duel.prompt.id}); a probability is "
+                "a number in [0, 1]. Set oracle.returns=reward if the function scores single responses."
+            )
+        return number
+
+
+def sigmoid(x: float) -> float:
+    """`1 / (1 + exp(-x))`, without overflow.
+
+    >>> sigmoid(0.0), sigmoid(-1000.0), round(sigmoid(1.0), 4)
+    (0.5, 0.0, 0.7311)
+    """
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(max(x, -745.0)) / (1 + math.exp(max(x, -745.0)))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _name_of(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def import_attribute(path: str, setting: str) -> Any:
+    """What `package.module:attribute` names. Raises `ConfigError` that names `setting`."""
+    module, _, attribute = path.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"{setting}={path!r} must be an import path like 'package.module:attribute'.")
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{setting}={path!r} can't be imported: {error}.") from error
+
+
+# -- kinds ----------------------------------------------------------------------------------------------------------
+def _world(config: OracleConfig, world: World | None) -> Oracle:
+    from rayalign.env.truth import TruthOracle
+
+    if world is None or not world.has_truth:
+        name = world.id or type(world).__name__ if world is not None else "no world"
+        raise ConfigError(
+            f"oracle.kind='world' asks the environment for its hidden reward, but {name} has none; "
+            "set oracle.kind=reward_model with oracle.target, or give a function: run(..., oracle=function)."
+        )
+    return TruthOracle(world)
+
+
+def _function(config: OracleConfig, world: World | None) -> Oracle:
+    return FunctionOracle(
+        config.target, returns=config.returns, batched=config.batched, scale=config.scale, price=config.price
+    )
+
+
+def _reward_model(config: OracleConfig, world: World | None) -> Oracle:
+    from rayalign.serve.reward_model import RewardModelOracle
+
+    return RewardModelOracle(config)
+
+
+ORACLES: dict[str, Callable[[OracleConfig, World | None], Oracle]] = {
+    "world": _world,
+    "function": _function,
+    "reward_model": _reward_model,
+}
+"""Kind -> what makes the oracle, called inside each replica."""
+
+
+def oracle_factory(
+    config: OracleConfig, world: World | None = None, custom: Oracle | Callable[..., Any] | None = None
+) -> Callable[[], Oracle]:
+    """A picklable function that makes the oracle in the process where it is called.
+
+    `custom` is an `Oracle`, or a function (see `FunctionOracle`), and overrules `config.kind`. Raises `ConfigError`
+    for what can be seen to be wrong without loading anything.
+    """
+    if custom is not None:
+        if hasattr(custom, "judge") and hasattr(custom, "id"):
+            return functools.partial(_same, custom)
+        return functools.partial(
+            FunctionOracle,
+            custom,
+            returns=config.returns,
+            batched=config.batched,
+            scale=config.scale,
+            price=config.price,
+        )
+    if config.kind not in ORACLES:
+        raise ConfigError(f"oracle.kind={config.kind!r} is unknown. {did_you_mean(config.kind, ORACLES)}")
+    if config.kind == "world":
+        _world(config, world)
+    elif not config.target:
+        raise ConfigError(f"oracle.kind={config.kind!r} needs oracle.target: an import path, model id or directory.")
+    elif config.kind == "function" and ":" not in config.target:
+        raise ConfigError(f"oracle.target={config.target!r} must be an import path like 'package.module:attribute'.")
+    return functools.partial(ORACLES[config.kind], config, world)
+
+
+def _same(oracle: Oracle) -> Oracle:
+    return oracle
