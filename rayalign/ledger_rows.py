@@ -106,7 +106,7 @@ def content_columns(duels: Sequence[Duel | None]) -> dict[str, Any]:
         "meta": [duel and to_json(duel.meta, f"duel {duel.id}") for duel in duels],
     }
     for role in ("first", "second"):
-        candidates: list[Candidate | None] = [duel and getattr(duel, role) for duel in duels]
+        candidates: list[Candidate | None] = [getattr(duel, role) if duel else None for duel in duels]
         columns |= {
             f"{role}_text": [c and c.text for c in candidates],
             f"{role}_token_ids": _lists((c.token_ids if c else () for c in candidates), np.int32),

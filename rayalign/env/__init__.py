@@ -1,1 +1,90 @@
-"""Environments: alignment as a contextual dueling bandit, as real Gymnasium environments."""
+"""Environments: alignment as a contextual dueling bandit, as real Gymnasium environments.
+
+Importing this package registers them: `gymnasium.make("rayalign/TinyWorld-v0")`, `gymnasium.make_vec(...)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+from rayalign.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rayalign.env.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvEntry:
+    """A registered environment: the dueling bandit over some world."""
+
+    world: str
+    """Import path `package.module:Class` of the `World`; imported when the environment is made."""
+    summary: str
+    """One line for lists."""
+
+
+ENVS: dict[str, EnvEntry] = {
+    "rayalign/TinyWorld-v0": EnvEntry(
+        world="rayalign.env.tinyworld:TinyWorld",
+        summary="Name the items that matter: a small language task with an exact hidden reward and its own policy.",
+    ),
+    "rayalign/Tabular-v0": EnvEntry(
+        world="rayalign.env.tabular:Tabular",
+        summary="A table of prompts and arms with known utilities; the whole loop in seconds.",
+    ),
+    "rayalign/Prompts-v0": EnvEntry(
+        world="rayalign.env.prompts:Prompts",
+        summary="Your own prompts, from JSONL, Parquet or a Hugging Face dataset; needs an oracle.",
+    ),
+    "rayalign/Haiku-v0": EnvEntry(
+        world="rayalign.env.haiku:Haiku",
+        summary="Write a haiku about a subject; a program counts the syllables.",
+    ),
+}
+"""Everything that `rayalign.run` and `make_world` know by name. Add your own, then call `register`."""
+
+
+def register(env_id: str, entry: EnvEntry) -> None:
+    """Make `env_id` known to rayalign and to Gymnasium, in place of an environment of the same name."""
+    ENVS[env_id] = entry
+    gymnasium.registry.pop(env_id, None)
+    gymnasium.register(
+        env_id,
+        entry_point="rayalign.env.dueling_bandit:DuelingBandit",
+        vector_entry_point="rayalign.env.dueling_bandit:DuelingBanditVector",
+        kwargs={"world": entry.world},
+    )
+
+
+for _id, _entry in list(ENVS.items()):
+    register(_id, _entry)
+
+
+def list_envs() -> list[str]:
+    """Ids of the registered environments."""
+    return sorted(ENVS)
+
+
+def make_world(env: str | gymnasium.Env | gymnasium.vector.VectorEnv | World, **kwargs: Any) -> World:
+    """The world behind a registered id, built with `kwargs`, or behind a Gymnasium env that was made of one.
+
+    Raises `ConfigError` for an unknown id, an unknown keyword, or an env that has no world.
+    """
+    from rayalign.env.dueling_bandit import build_world
+
+    if isinstance(env, str):
+        if env not in ENVS:
+            raise ConfigError(f"env={env!r} is unknown. {did_you_mean(env, ENVS)}")
+        return build_world(ENVS[env].world, kwargs)
+    world = getattr(getattr(env, "unwrapped", env), "world", env)
+    from rayalign.env.world import World
+
+    if not isinstance(world, World):
+        raise ConfigError(
+            f"env={env!r:.200} is not a dueling bandit of rayalign: its unwrapped env has no `world`. Build it with "
+            "rayalign.env.dueling_bandit.DuelingBandit(your_world)."
+        )
+    return build_world(world, kwargs)
