@@ -52,7 +52,7 @@ from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, Tra
 
 log = logging.getLogger(__name__)
 
-GENERATE, SELECT, OBSERVE = range(3)
+GENERATE, SELECT, OBSERVE, SHUFFLE = range(4)
 """Purposes of a batch's random streams."""
 
 
@@ -72,14 +72,16 @@ class Collector:
             self.ledger, oracle, mode=config.oracle.labels, seed=config.loop.seed, budget=config.loop.budget
         )
         self.oracle, self.eval_oracle = oracle, eval_oracle
-        self.window = Window(collected=0)
+        self.window = Window()
         self.phase = "starting"
         self.error: str | None = None
         self.failure: BaseException | None = None
         self.warning: str | None = None
         self.record: dict[str, Any] = {}
         self._batches: OrderedDict[int, TrainBatch] = OrderedDict()
+        self._pools: list[RolloutPool] = []
         self._learner_at = 0
+        self._learner_record: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="collect", daemon=True)
         self._thread.start()
@@ -155,6 +157,8 @@ class Collector:
             facts = agent.observe(batch, [*bought, *synthetic], self._rng(batch, OBSERVE))
             if agent.must_save or (batch + 1) % config.loop.agent_checkpoint_every == 0:
                 self._save_agent(batch)
+        with self.lock:
+            self._remember(batch, tuple([*bought, *synthetic]), self.ledger.spent)
         self.window.add(batch)
 
         failed = len(duels) - len(bought)
@@ -257,9 +261,9 @@ class Collector:
         """Everything that a run needs and a crash takes away, from the run directory."""
         config, agent = self.config, self.agent
         self.encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
-        self.pool = RolloutPool(config.rollout, config.policy, name=f"{config.name}-rollout")
+        self.pool = self._make_pool("rollout")
         self.reference_pool = (
-            RolloutPool(config.rollout, config.policy, name=f"{config.name}-reference")
+            self._make_pool("reference")
             if any(proposal.source == "reference" for proposal in agent.proposals())
             else self.pool
         )
@@ -302,6 +306,11 @@ class Collector:
             self.phase = "evaluating the initial policy"
             self._evaluate()
 
+    def _make_pool(self, name: str) -> RolloutPool:
+        pool = RolloutPool(self.config.rollout, self.config.policy, name=f"{self.config.name}-{name}")
+        self._pools.append(pool)
+        return pool
+
     def _agent_folder(self, batch: int) -> Path:
         return self.run_dir / "agent" / f"after-batch-{batch:06d}"
 
@@ -340,26 +349,29 @@ class Collector:
         """See `learner.stream.BatchSource`."""
         self.window.publish(weights)
         batch = weights.version - 1
-        self.log.metrics({"batch": batch, **{f"learner/{name}": value for name, value in metrics.items()}})
+        self._learner_record = {f"learner/{name}": value for name, value in metrics.items()}
+        self.log.metrics({"batch": batch, **self._learner_record})
         for stage, start, end in spans:
             self.log.timeline("learner", stage, batch, start, end)
-        self._learner_record = {f"learner/{name}": value for name, value in metrics.items()}
 
     def _train_batch(self, index: int) -> TrainBatch:
         """Batch `index` of the stream: a batch of the ledger, in a new order each epoch."""
-        if index not in self._batches:
+        with self.lock:
+            if (batch := self._batches.get(index)) is not None:
+                return batch
             collected = self.window.collected
             epoch, position = (index // collected, index % collected) if self.window.end is not None else (0, index)
             if epoch > 0:
-                position = int(self._rng(epoch, 3).permutation(collected)[position])
-            with self.lock:
-                preferences = tuple(self.ledger.batch(position))
-                spent = self.ledger.labels_before(position)
-            total = self.config.loop.budget * self.config.loop.epochs
-            progress = min(1.0, (epoch * self.config.loop.budget + spent) / total)
-            self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
-            while len(self._batches) > 8:
-                self._batches.popitem(last=False)
+                position = int(self._rng(epoch, SHUFFLE).permutation(collected)[position])
+            spent = self.ledger.labels_before(position + 1)
+            return self._remember(index, tuple(self.ledger.batch(position)), epoch * self.config.loop.budget + spent)
+
+    def _remember(self, index: int, preferences: tuple[Preference, ...], spent: int) -> TrainBatch:
+        """Keep the last few batches of the stream, so that the ledger is read only after a restart."""
+        progress = min(1.0, spent / (self.config.loop.budget * self.config.loop.epochs))
+        self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
+        while len(self._batches) > self.config.loop.max_staleness + 4:
+            self._batches.popitem(last=False)
         return self._batches[index]
 
     def status(self) -> dict[str, Any]:
@@ -367,7 +379,7 @@ class Collector:
         return {
             "budget": self.config.loop.budget,
             **self.record,
-            **getattr(self, "_learner_record", {}),
+            **self._learner_record,
             "labels": self.ledger.spent,
             "phase": self.phase,
             "error": self.error,
@@ -385,7 +397,7 @@ class Collector:
     def close(self) -> None:
         """Stop the engines and close the files. Nothing that was bought is lost by not calling it."""
         self._stop.set()
-        for pool in {id(p): p for p in (getattr(self, "pool", None), getattr(self, "reference_pool", None)) if p}.values():
+        for pool in self._pools:
             pool.close()
         self.log.close()
 

@@ -9,7 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
+from rayalign.agents.agent import Agent
 from rayalign.collector import Collector
+from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import WaitError
 from rayalign.learner.stream import EndOfStream, PleasePublish
@@ -28,10 +30,18 @@ class CollectorClient:
         self.actor = actor
 
     @classmethod
-    def start(cls, config: RunConfig, world: World, agent: Any, oracle: Any, eval_oracle: Any) -> CollectorClient:
+    def start(
+        cls,
+        config: RunConfig,
+        world: World,
+        agent: Agent,
+        oracle: Oracle,
+        eval_oracle: Oracle,
+        kind: type[Collector] = Collector,
+    ) -> CollectorClient:
         """Create the actor. Ray restarts it when it dies; its constructor recovers from the run directory."""
         actor = (
-            ray.remote(Collector)
+            ray.remote(kind)
             .options(
                 num_cpus=config.loop.collector_cpus,
                 num_gpus=config.loop.collector_gpus,

@@ -19,6 +19,7 @@ from rayalign.env.world import World
 from rayalign.errors import ConfigError
 from rayalign.evaluate import EvaluationConfig, win_rate
 from rayalign.ledger import Ledger
+from rayalign.logs import SAMPLES, read_evaluations
 from rayalign.purchase import Purchaser
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.engine import Sampling
@@ -47,7 +48,8 @@ class HeldOut:
         self.against = against(config, self.prompts)
         self.ledger = Ledger(run_dir / "evaluation.arrow")
         self.purchaser = Purchaser(self.ledger, oracle, mode="deterministic", seed=seed, budget=None)
-        self._last = self._last_evaluated()
+        done = read_evaluations(run_dir)
+        self._last: int | None = int(done[-1]["labels"]) if done else None
 
     def due(self, labels: int) -> bool:
         """Whether the schedule asks for an evaluation after `labels` labels."""
@@ -126,15 +128,10 @@ class HeldOut:
         return np.array([score for score in scores if score is not None], dtype=float)
 
     def _write_samples(self, labels: int, answers: Sequence[Candidate], opponents: Sequence[Candidate]) -> None:
-        with (self.run_dir / "samples.jsonl").open("a") as file:
+        with (self.run_dir / SAMPLES).open("a") as file:
             for prompt, answer, opponent in list(zip(self.prompts, answers, opponents, strict=True))[:20]:
                 row = {"labels": labels, "prompt": prompt.text, "response": answer.text, "reference": opponent.text}
                 file.write(json.dumps(row) + "\n")
-
-    def _last_evaluated(self) -> int | None:
-        path = self.run_dir / "evaluations.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-        return int(rows[-1]["labels"]) if rows else None
 
 
 def against(config: EvaluationConfig, prompts: Sequence[Prompt]) -> str:

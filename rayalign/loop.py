@@ -30,16 +30,18 @@ import gymnasium
 import ray
 
 from rayalign import config as settings
-from rayalign.agents import AGENTS, agent_class, make_agent
+from rayalign.agents import agent_class, make_agent
 from rayalign.agents.agent import Agent
 from rayalign.collector import Collector
 from rayalign.collector_client import CollectorClient
 from rayalign.env import make_world
 from rayalign.env.world import World
-from rayalign.errors import ConfigError, RayalignError, WaitError
+from rayalign.errors import ConfigError, WaitError
 from rayalign.heldout import against
 from rayalign.learner.train import LearnerSetup, make_trainer
 from rayalign.learner.train import validate as validate_learner
+from rayalign.ledger import Ledger
+from rayalign.logs import read_evaluations
 from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
 from rayalign.progress import Progress
@@ -51,9 +53,7 @@ from rayalign.run_config import RunConfig
 from rayalign.serve import start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
 
-START_TIMEOUT_S = 300.0
-
-UNSAFE_TO_PICKLE = "inputs.pkl"
+CUSTOM_INPUTS = "inputs.pkl"
 """Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
 
 FREE_TO_CHANGE = (
@@ -126,7 +126,7 @@ def run(
         "oracle": oracle,
     }
     if any(value is not None for value in custom.values()):
-        (folder / UNSAFE_TO_PICKLE).write_bytes(cloudpickle.dumps(custom))
+        (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
     (folder / "config.yaml").write_text(settings.to_yaml(plan_.config))
     return _execute(plan_)
 
@@ -142,8 +142,8 @@ def resume(run_dir: str | Path, **overrides: Any) -> Result:
     if not (folder / "config.yaml").exists():
         raise ConfigError(f"run_dir={str(folder)!r} holds no run (no config.yaml). Start one with `rayalign run`.")
     custom: dict[str, Any] = {}
-    if (folder / UNSAFE_TO_PICKLE).exists():
-        custom = cloudpickle.loads((folder / UNSAFE_TO_PICKLE).read_bytes())
+    if (folder / CUSTOM_INPUTS).exists():
+        custom = cloudpickle.loads((folder / CUSTOM_INPUTS).read_bytes())
     stored = settings.read_yaml((folder / "config.yaml").read_text())
     agent = custom.get("agent") or make_agent(stored["agent_name"])
     base = RunConfig(agent=agent.Config())
@@ -209,9 +209,8 @@ def _validate(config: RunConfig, world: World) -> None:
     validate_learner(config.learner, config.policy)
     validate_logging(config.logging)
     encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
-    encoder.check([world.prompt(0), *world.check_prompts()])
     heldout = world.heldout(config.evaluation.num_prompts)
-    encoder.check(heldout)
+    encoder.check([world.prompt(0), *world.check_prompts(), *heldout], max_tokens=config.rollout.max_tokens)
     against(config.evaluation, heldout)
 
 
@@ -221,14 +220,18 @@ def _execute(plan_: _Plan) -> Result:
     started_ray = _connect()
     folder = Path(plan_.config.run_dir)
     config = plan(plan_.config, ray.cluster_resources(), plan_.set_by_user)
-    app = f"oracle-{os.getpid()}-{int(time.time())}"
+    apps = [f"{kind}-{os.getpid()}-{time.time_ns()}" for kind in ("oracle", "evaluation")]
     collector = None
     progress = Progress(config.logging, title=f"{config.agent_name} on {config.env}", run_dir=folder)
     try:
         progress.update({"phase": "starting the oracle", "budget": config.loop.budget})
         factory = oracle_factory(config.oracle, plan_.world, plan_.oracle)
-        oracle = start_oracle(config.oracle, factory, name=app, journal_dir=folder / "oracle")
-        collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, oracle)
+        oracle = start_oracle(config.oracle, factory, name=apps[0], journal_dir=folder / "oracle")
+        judge = oracle
+        if config.evaluation.oracle is not None:
+            factory = oracle_factory(config.evaluation.oracle, plan_.world)
+            judge = start_oracle(config.evaluation.oracle, factory, name=apps[1], journal_dir=folder / "oracle-evaluation")
+        collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
         setup = LearnerSetup(
             agent=plan_.agent,
             config=config.learner,
@@ -247,7 +250,8 @@ def _execute(plan_: _Plan) -> Result:
         progress.close()
         if collector is not None:
             collector.close()
-        stop_oracle(app)
+        for app in apps:
+            stop_oracle(app)
         if started_ray:
             ray.shutdown()
 
@@ -289,11 +293,8 @@ def _wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, 
 
 def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
     """Write what a run leaves behind: preferences, result, report."""
-    from rayalign.ledger import export_preferences
-    from rayalign.logs import read_evaluations
-
     folder = Path(config.run_dir)
-    export_preferences(folder / "ledger.arrow", folder / "preferences")
+    Ledger(folder / "ledger.arrow", read_only=True).export(folder / "preferences")
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     result = Result(

@@ -11,9 +11,7 @@ import pyarrow as pa
 
 from rayalign.errors import DataError
 from rayalign.evaluate import labels_to_target
-from rayalign.logs import read_evaluations, read_metrics
-
-TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9)
+from rayalign.logs import read_evaluations, read_metrics, to_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +55,12 @@ class Result:
     @property
     def history(self) -> pa.Table:
         """One row per batch: labels, version, staleness, seconds by stage, the learner's and the agent's numbers."""
-        return pa.Table.from_pylist(read_metrics(self.path))
+        return to_table(read_metrics(self.path))
 
     @property
     def evaluations(self) -> pa.Table:
         """One row per evaluation: labels, win rate, standard error, regret where it is known."""
-        return pa.Table.from_pylist(read_evaluations(self.path))
+        return to_table(read_evaluations(self.path))
 
     @property
     def preferences(self) -> pa.Table:

@@ -20,9 +20,9 @@ from rayalign.rollout.weights import Weights
 class Window:
     """Thread-safe counters of what is collected and what is published, and the newest weights themselves."""
 
-    def __init__(self, collected: int = 0) -> None:
+    def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._collected = collected
+        self._collected = 0
         self._end: int | None = None
         self._weights: Weights | None = None
         self._error: BaseException | None = None
@@ -57,6 +57,12 @@ class Window:
                     f"{self.published}. {waited_for()}Look at the learner's log, or raise loop.gate_timeout_s."
                 )
             return self.published
+
+    def restart(self, collected: int) -> None:
+        """`collected` batches were found in the ledger at the start."""
+        with self._changed:
+            self._collected = collected
+            self._changed.notify_all()
 
     def add(self, index: int) -> None:
         """Batch `index` is in the ledger."""

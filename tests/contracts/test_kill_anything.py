@@ -1,0 +1,58 @@
+"""Kill anything at any time: the run goes on, or resumes with one command, and its ledger is the undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import SMALL, Killer, contents
+
+import rayalign
+from rayalign.ledger import Ledger
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """The ledger that every disturbed run has to end with."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return contents(rayalign.run("passive", "rayalign/Tabular-v0", budget=48, seed=3, run_dir=folder, **SMALL).path)
+
+
+@pytest.mark.parametrize("title", ["RolloutActor", "ServeReplica", "Collector", "RayTrainWorker"])
+def test_a_killed_part_changes_nothing_that_was_or_will_be_bought(title, undisturbed, small_run, tmp_path):
+    killer = Killer(tmp_path / "run", title, labels=14)
+    result = small_run(budget=48)
+    assert killer.killed, f"no process titled {title} was found to kill"
+    assert contents(result.path) == undisturbed
+    assert result.labels_spent == 48
+
+
+def test_a_killed_driver_resumes_with_one_command(undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import rayalign\n"
+        f"rayalign.run('passive', 'rayalign/Tabular-v0', budget=48, seed=3, run_dir={str(run_dir)!r}, **{SMALL!r})\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and driver.poll() is None:
+        path = run_dir / "ledger.arrow"
+        if path.exists() and Ledger(path, read_only=True).spent >= 14:
+            break
+        time.sleep(0.05)
+    assert driver.poll() is None, "the driver ended before it could be killed"
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert not left, f"processes outlived the driver: {left}"
+    bought_before = contents(run_dir)
+    assert 14 <= len(bought_before) < 48
+
+    result = rayalign.resume(run_dir)
+    assert contents(result.path)[: len(bought_before)] == bought_before
+    assert contents(result.path) == undisturbed

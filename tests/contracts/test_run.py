@@ -1,0 +1,80 @@
+"""A run from the first prompt to the result, and what its user may rely on."""
+
+import json
+
+import pyarrow.compute as pc
+import pytest
+from conftest import contents
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rayalign
+from rayalign.errors import ConfigError
+from rayalign.ledger import Ledger
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, tmp_path_factory):
+    """One finished run that several tests look at; its budget is no multiple of the batch."""
+    from conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return rayalign.run("passive", "rayalign/Tabular-v0", budget=22, seed=3, run_dir=folder, **SMALL)
+
+
+def test_labels_charged_equal_rows_labelled_equal_answers_given_equal_the_budget(finished):
+    ledger = Ledger(finished.path / "ledger.arrow", read_only=True)
+    answers = [
+        json.loads(line) for file in (finished.path / "oracle").glob("*") for line in file.read_text().splitlines() if line
+    ]
+    rows = [p.duel.id for p in ledger.preferences()]
+    evaluation = Ledger(finished.path / "evaluation.arrow", read_only=True)
+    assert finished.labels_spent == ledger.spent == len(rows) == len(set(rows)) == 22
+    assert finished.labels_spent_on_evaluation == evaluation.spent
+    assert len({a["duel_id"] for a in answers}) == 22 + evaluation.spent
+
+
+def test_the_checkpoint_is_a_hugging_face_model_that_differs_from_the_initial_policy(finished):
+    policy = AutoModelForCausalLM.from_pretrained(finished.checkpoint)
+    AutoTokenizer.from_pretrained(finished.checkpoint)
+    initial = AutoModelForCausalLM.from_pretrained(rayalign.env.make_world("rayalign/Tabular-v0").default_policy())
+    changed = [not a.equal(b) for a, b in zip(policy.parameters(), initial.parameters(), strict=True)]
+    assert any(changed)
+
+
+def test_preferences_are_read_by_datasets_as_they_are(finished):
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_dir=str(finished.path / "preferences"), split="train")
+    assert {"prompt", "chosen", "rejected"} <= set(rows.column_names)
+    assert len(rows) == finished.preferences.num_rows == 22
+
+
+def test_every_batch_of_the_synchronous_loop_is_strictly_on_policy(finished):
+    history = finished.history
+    assert history["staleness"].to_pylist() == [0] * 6
+    assert history["version"].to_pylist() == list(range(6))
+    assert pc.sum(history["asked"]).as_py() == 22
+
+
+def test_the_same_seed_writes_the_same_ledger(finished, small_run):
+    again = small_run(budget=22)
+    assert contents(again.path) == contents(finished.path)
+
+
+def test_a_finished_run_is_read_back_and_not_run_again(finished):
+    assert rayalign.resume(finished.path) == finished
+
+
+def test_a_run_directory_that_holds_a_run_is_refused(finished, small_run):
+    with pytest.raises(ConfigError, match="already holds a run.*rayalign resume"):
+        small_run(run_dir=finished.path)
+
+
+def test_resume_refuses_settings_that_change_what_the_labels_mean(finished):
+    with pytest.raises(ConfigError, match="agent.beta"):
+        rayalign.resume(finished.path, **{"agent.beta": 0.2})
+
+
+def test_the_report_is_one_file_that_needs_no_network(finished):
+    page = (finished.path / "report.html").read_text()
+    assert "22" in page and "http://" not in page and "https://" not in page
