@@ -37,6 +37,10 @@ class WeightSyncError(RayalignError):
     """An engine does not run the weights that it was sent."""
 
 
+class RolloutError(RayalignError):
+    """Rollout replicas keep dying, or one can't be started."""
+
+
 class WaitError(RayalignError, TimeoutError):
     """Something did not answer in time; the message says what was waited for."""
 

@@ -59,7 +59,8 @@ class Engine(Protocol):
 
     def load(self, weights: Weights) -> str:
         """Run other weights from now on. Returns the checksum read back from what the engine holds, for
-        comparison with `weights.checksum`; on an error the old version stays in force or the engine is unusable."""
+        comparison with `weights.checksum`; on an error the old version stays in force or the engine is unusable.
+        """
 
     def sleep(self) -> None:
         """Give device memory back until `wake` (collocated learners); a no-op where it makes no sense."""

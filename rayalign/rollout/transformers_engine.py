@@ -44,6 +44,7 @@ class TransformersEngine:
         self._context = context_length(policy_dir)
         self._model = _load_model(self._dir, dtype, self._device)
         self._peft: Any = None
+        self._on_initial_policy = True
         self._version = 0
 
     @property
@@ -166,6 +167,7 @@ class TransformersEngine:
             if self._peft is not None:  # merged weights after adapters: the adapters' part is in them
                 self._model, self._peft = self._peft.unload(), None
             live = self._model.state_dict()
+            self._on_initial_policy = False
             copy_into(weights, live)
             found = read_back(weights, live)
         self._version = weights.version
@@ -175,6 +177,11 @@ class TransformersEngine:
         """Put a LoRA adapter over the base weights (created at the first one), and read its values back."""
         import peft
 
+        if not self._on_initial_policy:
+            raise WeightSyncError(
+                f"weights version {weights.version} are an adapter, which sits on the initial policy, but the engine "
+                f"was given whole weights (version {self._version}) since. Publish one kind only."
+            )
         config = peft.PeftConfig.from_peft_type(**dict(weights.adapter or {}))
         if self._peft is None:
             self._peft = peft.get_peft_model(self._model, config).eval()
@@ -256,7 +263,9 @@ def _load_model(path: Path, dtype: str, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype if dtype == "auto" else getattr(torch, dtype)
+        )
     except Exception as error:
         raise DataError(f"policy={str(path)!r}: its model can't be loaded: {error}") from error
     if model.dtype == torch.float16 and device.type == "cpu":

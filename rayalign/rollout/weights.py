@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rayalign.errors import WeightSyncError
+from rayalign.errors import DataError, WeightSyncError
 
 _STORED_AS = {torch.bfloat16: torch.int16}  # numpy has no bfloat16: its bits travel as int16
 
@@ -102,3 +106,41 @@ def copy_into(weights: Weights, live: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in weights.tensors():
             live[name].copy_(tensor)
+
+
+def save_weights(weights: Weights, folder: str | Path) -> None:
+    """Write them to `folder`, replacing what is there in one step: a crash leaves the old or the new, never half."""
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(dict(weights.tensors()), partial / "weights.safetensors")
+    header = {"version": weights.version, "checksum": weights.checksum, "adapter": weights.adapter}
+    # An adapter's config holds sets (target modules), which JSON writes as lists.
+    (partial / "weights.json").write_text(
+        json.dumps(header, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
+    )
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_weights(folder: str | Path) -> Weights:
+    """Read what `save_weights` wrote. `DataError` if it is not there or its checksum is not the one written."""
+    folder = Path(folder)
+    if not folder.exists():  # a crash between the two renames of `save_weights`
+        folder = folder.with_name(folder.name + ".old")
+    try:
+        header = json.loads((folder / "weights.json").read_text())
+        state = load_file(folder / "weights.safetensors")
+    except Exception as error:
+        raise DataError(f"{str(folder)!r} does not hold saved weights: {error}") from error
+    weights = pack(header["version"], state, header["adapter"])
+    if weights.checksum != header["checksum"]:
+        raise DataError(
+            f"{str(folder)!r}: the weights' checksum is not the one they were saved with; the file is damaged."
+        )
+    return weights
