@@ -21,6 +21,9 @@ from rayalign.serve.config import OracleConfig
 
 AGAINST = ("auto", "reference", "initial")
 
+TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""Win rates that reports tell the labels for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -139,6 +142,16 @@ def labels_to_target(labels: ArrayLike, values: ArrayLike, target: float) -> flo
     if i == 0:
         return float(x[0])
     return float(x[i - 1] + (target - y[i - 1]) / (y[i] - y[i - 1]) * (x[i] - x[i - 1]))
+
+
+def shown_targets(start: float, best: float) -> list[float]:
+    """The targets above where a curve started that it reached, and the next one, which it did not.
+
+    >>> shown_targets(0.52, 0.61)
+    [0.55, 0.6, 0.65]
+    """
+    above = [target for target in TARGETS if target > start]
+    return above[: sum(target <= best for target in above) + 1]
 
 
 def area_under_curve(labels: ArrayLike, values: ArrayLike, up_to: float | None = None) -> float:

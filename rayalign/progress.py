@@ -21,8 +21,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayalign.evaluate import shown_targets
 from rayalign.logs import LoggingConfig
-from rayalign.result import TARGETS, Result
+from rayalign.result import Result
 
 POLL_S = 1.0
 BARS = "▁▂▃▄▅▆▇█"
@@ -241,7 +242,9 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
     if result.labels_spent_on_evaluation:
         bought += f" (and {result.labels_spent_on_evaluation:,} for evaluation)"
     rows.append(("labels spent", bought))
-    rows += [(f"labels to {target:.2f}", _labels(result.labels_to(target))) for target in targets_worth_showing(result)]
+    if result.win_rate is not None:
+        targets = shown_targets(result.initial_win_rate or 0.0, result.win_rate)[-4:]
+        rows += [(f"labels to {target:.2f}", _labels(result.labels_to(target))) for target in targets]
     rows.append(("policy", str(result.checkpoint)))
     rows.append(("preferences", str(result.path / "preferences")))
     if (result.path / "report.html").exists():
@@ -250,16 +253,6 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
     if result.warning:
         rows.append(("warning", result.warning))
     return rows
-
-
-def targets_worth_showing(result: Result) -> list[float]:
-    """Targets that were crossed on the way, and the next one that was not."""
-    if result.win_rate is None:
-        return []
-    start = result.initial_win_rate if result.initial_win_rate is not None else 0.0
-    above = [target for target in TARGETS if target > start]
-    reached = [target for target in above if result.labels_to(target) is not None]
-    return above[: len(reached) + 1][-4:]
 
 
 def sparkline(values: list[float]) -> str:
