@@ -21,7 +21,10 @@ from rayalign.evaluate import mean_curve
 from rayalign.run_record import RunRecord, interval
 
 INK, RULE = "#1a1b1c", "#d8d9da"
-COLOURS = ("#0b78c2", "#d1600a", "#16956c", "#b4559a", "#7b6fd0", "#a8821a", "#3f9fb5", "#c2445a")
+COLOURS = (
+    *("#0b78c2", "#d1600a", "#16956c", "#b4559a", "#7b6fd0", "#a8821a"),
+    *("#3f9fb5", "#c2445a", "#6f9a2c", "#8a6a55", "#5566c9", "#8a8f96"),
+)
 """Distinguishable with the usual colour deficiencies, and on black as on white."""
 STAGES = ("gate", "sync", "generate", "select", "label", "observe", "evaluate")
 LEARNER_PANELS = (
@@ -55,6 +58,7 @@ STYLE = {
 
 
 # -- one run ------------------------------------------------------------------------------------------------------
+@mpl.rc_context(STYLE)
 def win_rate(record: RunRecord) -> Figure | None:
     """Held-out win rate against labels, 95% Wilson band over prompts."""
     rows = [(row["labels"], found) for row in record.evaluations if (found := interval(row)) is not None]
@@ -74,12 +78,14 @@ def win_rate(record: RunRecord) -> Figure | None:
     return figure
 
 
+@mpl.rc_context(STYLE)
 def regret(record: RunRecord) -> Figure | None:
-    """Regret of the duels themselves, each form in its own panel, and of the held-out answers."""
+    """Regret of the duels, each form in its own panel, their online win rate, and the held-out regret."""
     panels = [
-        ("regret_reward", "online, reward form r* − (r + r′)/2", "metrics"),
-        ("regret_preference", "online, preference form P(a*>a) + P(a*>a′) − 1", "metrics"),
-        ("regret_mean", "held-out greedy answers, r* − r", "evaluations"),
+        ("regret_reward", "online duels, reward form\nr* − (r + r′)/2", "metrics"),
+        ("regret_preference", "online duels, preference form\nP(a* > a) + P(a* > a′) − 1", "metrics"),
+        ("online_win_rate", "online duels, share of responses\nthat beats the reference", "metrics"),
+        ("regret_mean", "held-out greedy answers\nr* − r", "evaluations"),
     ]
     drawn = []
     for name, title, source in panels:
@@ -97,6 +103,7 @@ def regret(record: RunRecord) -> Figure | None:
     return figure
 
 
+@mpl.rc_context(STYLE)
 def learning(record: RunRecord) -> Figure | None:
     """What the learner reported: loss, accuracy, margin, gradient norm, where they are."""
     drawn = []
@@ -115,6 +122,7 @@ def learning(record: RunRecord) -> Figure | None:
     return figure
 
 
+@mpl.rc_context(STYLE)
 def stages(record: RunRecord) -> Figure | None:
     """Where the collector's time goes: seconds by stage, stacked, means over neighbouring batches in long runs."""
     prefix = "seconds/"
@@ -131,15 +139,18 @@ def stages(record: RunRecord) -> Figure | None:
     figure, (ax,) = _figure(1)
     width = (x[-1] - x[0]) / max(1, len(x) - 1) or 1.0
     base = np.zeros(len(x))
-    for i, (name, line) in enumerate(zip(names, heights, strict=True)):
-        ax.bar(x, line, bottom=base, width=width, color=COLOURS[i % len(COLOURS)], label=name.removeprefix(prefix))
+    every = [*(prefix + stage for stage in STAGES), *names]
+    for name, line in zip(names, heights, strict=True):
+        colour = COLOURS[every.index(name) % len(COLOURS)]
+        ax.bar(x, line, bottom=base, width=width, color=colour, label=name.removeprefix(prefix))
         base += line
     ax.set(xlabel="batch", ylabel="seconds per batch")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)  # in the order of the stack
     return figure
 
 
+@mpl.rc_context(STYLE)
 def staleness(record: RunRecord) -> Figure | None:
     """Batches between the weights that generated a batch and the weights that it trained, with the bound."""
     x, y = record.series("staleness")
@@ -156,6 +167,7 @@ def staleness(record: RunRecord) -> Figure | None:
     return figure
 
 
+@mpl.rc_context(STYLE)
 def timeline(record: RunRecord, batches: int = 8) -> Figure | None:
     """Who worked when, over some batches from the middle of the run: is generation overlapping learning?"""
     spans = record.timeline
@@ -170,8 +182,8 @@ def timeline(record: RunRecord, batches: int = 8) -> Figure | None:
         return None
     roles = sorted({row["role"] for row in shown}, key=lambda role: (role == "learner", role))
     found = {row["stage"] for row in shown}
-    names = [s for s in STAGES if s in found] + sorted(found - set(STAGES))
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    every = [*STAGES, *sorted(found - set(STAGES))]  # a stage keeps its colour from the figure of stages
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(every) if name in found}
     origin = min(row["start"] for row in shown)
     figure, (ax,) = _figure(1, height=1.3 + 0.55 * len(roles))
     for row in shown:
@@ -188,7 +200,7 @@ def timeline(record: RunRecord, batches: int = 8) -> Figure | None:
     ax.set_ylim(len(roles) - 0.5, -0.75)
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="seconds (batch numbers above the bars; gaps are waiting)")
-    handles = [Patch(color=colour[name], label=name) for name in names]
+    handles = [Patch(color=colour[name], label=name) for name in colour]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -205,6 +217,7 @@ SINGLE = {
 
 
 # -- several runs -------------------------------------------------------------------------------------------------
+@mpl.rc_context(STYLE)
 def compare_win_rate(groups: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
     """Held-out win rate by agent: mean over seeds, band of one standard error over seeds, thin lines single runs."""
     figure, (ax,) = _figure(1)
@@ -215,6 +228,7 @@ def compare_win_rate(groups: Mapping[str, Sequence[RunRecord]]) -> Figure | None
     return figure if drawn else None
 
 
+@mpl.rc_context(STYLE)
 def compare_regret(groups: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
     """Regret of the held-out greedy answers by agent, in the same way."""
     figure, (ax,) = _figure(1)
@@ -249,10 +263,8 @@ def _curves(ax: Axes, curves: Mapping[str, Sequence[tuple[list[float], list[floa
 def _figure(panels: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     columns = min(panels, 2)
     rows = -(-panels // columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, height if rows == 1 else 2.6 * rows), layout="constrained")
-        axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
-    return figure, axes
+    figure = Figure(figsize=(8.4, height if rows == 1 else 2.6 * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
 
 
 def _noisy(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> None:

@@ -20,9 +20,9 @@ from rayalign.evaluate import Estimate, bootstrap_interval, over_seeds, paired_r
 from rayalign.run_record import RunRecord, answers, group
 
 ARTIFACTS = (
-    ("policy", "checkpoint", "Hugging Face directory"),
-    ("preferences", "preferences", "Parquet, for datasets and TRL"),
-    ("ledger", "ledger.arrow", "every label asked for and answered"),
+    ("policy", "checkpoint", ", a Hugging Face directory"),
+    ("preferences", "preferences", ", Parquet for datasets and TRL"),
+    ("ledger", "ledger.arrow", ", every label asked for and answered"),
     ("metrics", "metrics.jsonl", ""),
     ("evaluations", "evaluations.jsonl", ""),
     ("TensorBoard", "tensorboard", ""),
@@ -34,7 +34,10 @@ CAPTIONS = {
         "Held-out win rate",
         "Wins plus half the ties of the greedy answers. Band: 95% interval over prompts (Wilson). Dotted: 0.5.",
     ),
-    "regret": ("Regret", "How far the duels that were paid for, and the greedy answers, are from the best response."),
+    "regret": (
+        "Regret and online win rate",
+        "How far the duels that were paid for, and the greedy answers, are from the best response.",
+    ),
     "learning": ("Learning", "What the learner reported for each update; the strong line is a running mean."),
     "stages": ("Where the time goes", "The collector's seconds per batch by stage; gate is waiting for the learner."),
     "staleness": ("Staleness", "Batches between the weights that generated a batch and those it was used to train."),
@@ -95,17 +98,21 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
         ("win rate after", _rate(after), _interval(after)),
         ("labels spent", f"{record.labels_spent:,}", f"of a budget of {_count(budget)}"),
     ]
-    crossings = [("labels to a win rate of " + f"{t:.2f}", _labels(record.labels_to(t))) for t in _targets([record])]
+    crossings = [(f"labels to {target:.2f}", _labels(record.labels_to(target))) for target in _targets([record])]
+    last = record.evaluations[-1] if record.evaluations else {}
+    picked = last.get("best_of_n_win_rate")
     facts = [
         ("agent", record.agent),
         ("environment", record.env),
         ("seed", str(record.seed)),
         ("policy", str(record.settings.get("policy", "?"))),
-        ("opponent", str(record.evaluations[-1].get("against", "?")) if record.evaluations else "not evaluated"),
+        ("opponent", str(last.get("against", "not evaluated"))),
         ("labels for evaluation", f"{record.result.get('labels_spent_on_evaluation', 0):,}, counted apart"),
+        *([("win rate, best of n", f"{picked:.3f}, by the agent's own choice")] if picked is not None else []),
         *crossings,
+        *_times(record),
     ]
-    where = [(label, name, remark) for label, name, remark in ARTIFACTS if (record.path / name).exists()]
+    where = [(label, name + remark) for label, name, remark in ARTIFACTS if (record.path / name).exists()]
     return {
         "title": f"{record.agent} on {record.env}, seed {record.seed}",
         "subtitle": f"{record.path.absolute()}. Intervals are 95%, over prompts.",
@@ -174,7 +181,8 @@ def _labels_table(groups: Mapping[str, Sequence[RunRecord]], targets: Sequence[f
         rows.append((name, *cells))
     note = (
         "Labels until the held-out win rate first reached the target, linear between evaluations: mean over runs and "
-        "bootstrap interval over runs. No mean is given where a run never got there: it would leave out the worst."
+        "bootstrap interval over runs (too narrow for fewer than eight). No mean is given where a run never got there: "
+        "it would leave out the worst."
     )
     return Table("Labels to target", ("agent", *(f"{t:.2f}" for t in targets)), rows, note)
 
@@ -275,6 +283,14 @@ def _mean(mean: tuple[float, float]) -> str:
     if math.isnan(value):
         return "–"
     return f"{value:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+
+
+def _times(record: RunRecord) -> list[tuple[str, str]]:
+    """Median seconds from one batch to the next."""
+    _, times = record.series("time")
+    if len(times) < 3:
+        return []
+    return [("seconds per batch", f"{float(np.median(np.diff(times))):.2f} (median)")]
 
 
 def _labels(value: float | None) -> str:
