@@ -33,7 +33,7 @@ class OracleConfig:
     target_ongoing: float = 4.0
     """Autoscaling only: calls per replica, running and queued, above which replicas are added."""
     cpus_per_replica: float = 0.5
-    """Ray CPUs each replica reserves; also its number of torch threads, at least 1."""
+    """Ray CPUs each replica reserves; Ray gives its libraries as many threads, at least 1."""
     gpus_per_replica: float = 0.0
     """Ray GPUs each replica reserves; fractions collocate it with other roles."""
     max_batch_size: int = 512

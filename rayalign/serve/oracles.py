@@ -192,7 +192,7 @@ def _world(config: OracleConfig, world: World | None) -> Oracle:
             f"oracle.kind='world' asks the environment for its hidden reward, but {name} has none; "
             "set oracle.kind=reward_model with oracle.target, or give a function: run(..., oracle=function)."
         )
-    return TruthOracle(world)
+    return TruthOracle(world, price=config.price)
 
 
 def _function(config: OracleConfig, world: World | None) -> Oracle:

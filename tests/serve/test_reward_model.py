@@ -1,0 +1,272 @@
+"""Tiny sequence classifiers with weights drawn from a seed: everything but the size is as in a real reward model."""
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from rayalign.errors import ConfigError, DataError, OracleError
+from rayalign.serve.config import OracleConfig
+from rayalign.serve.reward_model import RewardModelOracle
+from rayalign.types import Candidate, Duel, Prompt
+
+WORDS = [f"w{i}" for i in range(40)]
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>", "[CLS]", "[SEP]"]
+TEMPLATE = (
+    "<bos> {% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
+    "{% if m['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def make_tokenizer(pad="<pad>", template=TEMPLATE):
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if template is None:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 7), ("[CLS]", 6))
+    names = {"pad_token": pad} if pad else {}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", cls_token="[CLS]", **names
+    )
+    fast.chat_template = template
+    return fast
+
+
+def save_llama(folder, pad="<pad>", num_labels=1, kind=LlamaForSequenceClassification, **extra):
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(pad)
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        num_labels=num_labels,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.5,
+        **extra,
+    )
+    kind(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_bert(folder):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        num_labels=1,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer(template=None).save_pretrained(folder)
+    return str(folder)
+
+
+def prompt(text, **meta):
+    return Prompt(id=text[:8], text=text, token_ids=(), meta=meta)
+
+
+def duel(name, text, first, second):
+    def response(t):
+        return Candidate(text=t, token_ids=(), logprobs=(), policy_version=0)
+
+    return Duel(id=name, batch=0, prompt=prompt(text), first=response(first), second=response(second))
+
+
+def oracle(target, **settings):
+    return RewardModelOracle(OracleConfig(kind="reward_model", target=target, **settings))
+
+
+PAIRS = [
+    (prompt("w1 w2 w3"), "w4"),
+    (prompt("w1 w2 w3"), "w5 w6 w7 w8 w9 w10 w11"),
+    (prompt("w9"), "w9 w9"),
+    (prompt("w1 w2 w3 w4 w5 w6 w7 w8"), "w12 w13"),
+]
+
+
+@pytest.fixture(scope="module", params=["pad", "pad is eos", "no pad", "bert"])
+def model_dir(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    if request.param == "bert":
+        return save_bert(folder)
+    return save_llama(folder, pad={"pad": "<pad>", "pad is eos": "<eos>", "no pad": None}[request.param])
+
+
+def test_score_of_a_response_alone_equals_its_score_in_a_padded_batch(model_dir):
+    alone = [oracle(model_dir, cache_size=0).scores([pair])[0] for pair in PAIRS]
+    together = oracle(model_dir).scores(PAIRS)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len({round(score, 3) for score in alone}) == len(PAIRS)
+
+
+def test_score_is_what_the_bare_model_says_of_the_sequence_alone(model_dir):
+    mine = oracle(model_dir)
+    bare = AutoModelForSequenceClassification.from_pretrained(model_dir)
+    with torch.inference_mode():
+        for pair, row in zip(PAIRS, mine.encoder.encode(PAIRS), strict=True):
+            inputs = {name: torch.tensor([ids]) for name, ids in row.items()}
+            assert mine.scores([pair])[0] == pytest.approx(bare(**inputs).logits.item(), abs=1e-5)
+
+
+def test_model_without_a_padding_id_scores_the_last_token_of_each_row(tmp_path):
+    mine = oracle(save_llama(tmp_path, pad=None))
+    rows = mine.encoder.encode(PAIRS)
+    with torch.inference_mode():
+        for row, score in zip(rows, mine.scores(PAIRS), strict=True):
+            hidden = mine.model.model(torch.tensor([row["input_ids"]])).last_hidden_state
+            assert row["input_ids"][-1] == 2  # the end-of-sequence that the template writes
+            assert score == pytest.approx(mine.model.score(hidden[0, -1]).item(), abs=1e-5)
+
+
+def test_probability_is_the_sigmoid_of_the_scaled_difference(tmp_path):
+    mine = oracle(save_llama(tmp_path), scale=2.0, price=0.25)
+    first, second = mine.scores([(prompt("w1 w2"), "w3"), (prompt("w1 w2"), "w4 w5")])
+    [verdict] = mine.judge([duel("d", "w1 w2", "w3", "w4 w5")])
+    assert verdict.probability == pytest.approx(1 / (1 + math.exp(-2.0 * (first - second))))
+    assert (verdict.duel_id, verdict.price) == ("d", 0.25)
+    [swapped] = mine.judge([duel("e", "w1 w2", "w4 w5", "w3")])
+    assert swapped.probability == pytest.approx(1 - verdict.probability)
+
+
+def test_messages_of_the_prompt_go_through_the_chat_template(tmp_path):
+    encoder = oracle(save_llama(tmp_path)).encoder
+    turns = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2"},
+        {"role": "user", "content": "w3"},
+    ]
+    [row] = encoder.encode([(prompt("not read", messages=turns), "w4 w5")])
+    said = "<bos> <user> w1 <assistant> w2 <eos> <user> w3 <assistant> w4 w5 <eos>"
+    assert encoder.tokenizer.convert_ids_to_tokens(row["input_ids"]) == said.split()
+    [row] = encoder.encode([(prompt("w1 w2"), "w3")])
+    assert encoder.tokenizer.decode(row["input_ids"]).split() == "<bos> <user> w1 w2 <assistant> w3 <eos>".split()
+
+
+def test_long_prompt_is_cut_from_its_left_and_the_response_is_whole(tmp_path):
+    mine = oracle(save_llama(tmp_path), max_tokens=8)
+    encoder = mine.encoder
+    [row] = encoder.encode([(prompt(" ".join(WORDS)), "w3 w4 w5")])
+    assert (
+        encoder.tokenizer.convert_ids_to_tokens(row["input_ids"]) == "<bos> w38 w39 <assistant> w3 w4 w5 <eos>".split()
+    )
+    assert mine.truncated == 1
+    encoder.encode([(prompt("w1"), "w2")])
+    assert mine.truncated == 1
+
+
+def test_long_prompt_of_a_pair_encoder_is_cut_from_its_left(tmp_path):
+    encoder = oracle(save_bert(tmp_path), max_tokens=7).encoder
+    [row] = encoder.encode([(prompt(" ".join(WORDS)), "w3 w4")])
+    assert encoder.tokenizer.convert_ids_to_tokens(row["input_ids"]) == "[CLS] w38 w39 [SEP] w3 w4 [SEP]".split()
+    assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("save", [save_llama, save_bert])
+def test_response_that_leaves_no_room_for_the_prompt_is_a_failed_verdict(tmp_path, save):
+    mine = oracle(save(tmp_path), max_tokens=10)
+    long = " ".join(WORDS[:10])
+    good, bad = mine.judge([duel("good", "w1", "w2", "w3"), duel("bad", "w1", "w2", long)])
+    assert good.failure is None
+    assert bad.probability is None
+    assert "second response leaves no room" in bad.failure
+
+
+def test_limit_of_the_model_holds_whatever_max_tokens_says(tmp_path):
+    assert oracle(save_llama(tmp_path)).encoder.max_tokens == 64
+    assert oracle(save_llama(tmp_path), max_tokens=1000).encoder.max_tokens == 64
+
+
+def test_no_response_is_scored_twice(tmp_path):
+    mine = oracle(save_llama(tmp_path))
+    seen = []
+    mine.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    mine.judge([duel("a", "w1", "w2", "w3"), duel("b", "w1", "w2", "w4"), duel("c", "w1", "w3", "w4")])
+    assert sum(seen) == 3
+    mine.judge([duel("d", "w1", "w4", "w5")])
+    assert sum(seen) == 4
+
+
+def test_cache_forgets_the_least_recently_used(tmp_path):
+    mine = oracle(save_llama(tmp_path), cache_size=2)
+    seen = []
+    mine.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for response in ("w1", "w2", "w1", "w3", "w1", "w2"):  # w3 pushes w2 out, w1 stays
+        mine.scores([(prompt("w9"), response)])
+    assert sum(seen) == 4
+
+
+def test_micro_batches_keep_the_token_budget_and_the_scores(tmp_path):
+    path = save_llama(tmp_path)
+    small, sizes = oracle(path, micro_batch_tokens=24), []
+    small.model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    assert small.scores(PAIRS) == pytest.approx(oracle(path).scores(PAIRS), abs=1e-5)
+    assert len(sizes) > 1
+    assert max(sizes) <= 24
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(tmp_path):
+    path = save_llama(tmp_path)
+    exact, rounded = oracle(path).scores(PAIRS), oracle(path, dtype="bfloat16").scores(PAIRS)
+    assert rounded == pytest.approx(exact, abs=0.1, rel=0.05)
+
+
+def test_score_that_is_not_a_number_names_the_duel(tmp_path):
+    mine = oracle(save_llama(tmp_path))
+    with torch.no_grad():
+        mine.model.score.weight.fill_(math.nan)
+    with pytest.raises(OracleError, match=r"scored duel d7 \(prompt w1\) with nan"):
+        mine.judge([duel("d7", "w1", "w2", "w3")])
+
+
+def test_id_names_the_model_and_its_weights(tmp_path):
+    mine = oracle(save_llama(tmp_path / "judge"))
+    assert mine.id.startswith("reward_model:judge@")
+    assert mine.id == oracle(str(tmp_path / "judge")).id
+
+
+def test_model_with_two_labels_is_refused(tmp_path):
+    with pytest.raises(DataError, match="has 2 labels; a scalar reward model has 1"):
+        oracle(save_llama(tmp_path, num_labels=2))
+
+
+def test_language_model_without_a_reward_head_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"not a trained reward model: its weights lack score\.weight"):
+        oracle(save_llama(tmp_path, kind=LlamaForCausalLM))
+
+
+def test_missing_model_is_one_line_that_names_the_setting(tmp_path):
+    with pytest.raises(DataError, match=r"oracle\.target='.*nowhere' can't be loaded") as error:
+        oracle(str(tmp_path / "nowhere"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_cuda_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="the replica sees no GPU"):
+        oracle(str(tmp_path), device="cuda")
