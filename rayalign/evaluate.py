@@ -1,9 +1,9 @@
 """Numbers that say how aligned a policy is, what it cost, and how sure one may be. Pure functions on numpy arrays.
 
 Two spreads, never mixed: over prompts (one policy, finitely many prompts: `win_rate`) and over seeds (one
-prompt set, finitely many runs: `over_seeds`). Two regrets, never mixed: `preference_regret`, `reward_regret`.
+prompt set, finitely many runs: `over_seeds`). The two regrets are in `rayalign.env.truth.regrets`.
 
-Shapes: P prompts, B duels, S seeds.
+Shapes: P prompts, S seeds.
 """
 
 from __future__ import annotations
@@ -111,18 +111,6 @@ def wilson_interval(rate: float, n: int, level: float = 0.95) -> Estimate:
 def normal_interval(mean: Mean, level: float = 0.95) -> Estimate:
     """`value -/+ z * stderr`: what error bars show. Of no use near 0 and 1 or for a handful of values."""
     return Estimate(mean.value, mean.value - _z(level) * mean.stderr, mean.value + _z(level) * mean.stderr)
-
-
-# -- regret -------------------------------------------------------------------------------------------------------
-def preference_regret(best_beats_first_B: ArrayLike, best_beats_second_B: ArrayLike) -> NDArray[np.float64]:
-    """`P(a* > a) + P(a* > a') - 1` per duel (SEA, Liu et al. 2024, Section 2): in [0, 1], 0 for two best responses."""
-    return np.asarray(best_beats_first_B, dtype=float) + np.asarray(best_beats_second_B, dtype=float) - 1
-
-
-def reward_regret(best_B: ArrayLike, first_B: ArrayLike, second_B: ArrayLike) -> NDArray[np.float64]:
-    """`r* - (r + r') / 2` per duel, in units of the reward. Not a function of the preference form, nor the reverse."""
-    first, second = np.asarray(first_B, dtype=float), np.asarray(second_B, dtype=float)
-    return np.asarray(best_B, dtype=float) - (first + second) / 2
 
 
 # -- sample efficiency --------------------------------------------------------------------------------------------
