@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from docstring_parser import parse as parse_docstring
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayalign.config import REQUIRED, Setting, describe, flatten
+from rayalign.config import REQUIRED, Setting, describe, flatten, type_name
 from rayalign.errors import ConfigError, RayalignError, did_you_mean
 
 app = typer.Typer(
@@ -232,10 +231,8 @@ def envs(
         raise ConfigError(f"env={env_id!r} is unknown. {did_you_mean(env_id, ENVS)}")
     module, _, attribute = ENVS[env_id].world.partition(":")
     world = getattr(__import__(module, fromlist=[attribute]), attribute)
-    typer.echo(_doc(world) + "\n")
-    rows = _keywords(world)
-    if rows:
-        _print_table(("setting", "type", "default", "meaning"), rows)
+    typer.echo("\n\n".join(dict.fromkeys([_doc(world), inspect.cleandoc(world.__doc__ or "")])) + "\n")
+    _print_table(("setting", "type", "default"), _keywords(world))
 
 
 @app.command()
@@ -254,20 +251,14 @@ def settings(
     _print_settings(shown)
 
 
-def _keywords(world: type) -> list[tuple[str, ...]]:
+def _keywords(world: type) -> list[tuple[str, str, str]]:
     """The keywords of a world's constructor, which are settings `env.<name>`."""
-    docs: dict[str, str] = {}
-    for text in (world.__doc__, world.__init__.__doc__):  # type: ignore[misc]
-        docs |= {p.arg_name: " ".join((p.description or "").split()) for p in parse_docstring(text or "").params}
-    rows: list[tuple[str, ...]] = []
-    for parameter in list(inspect.signature(world).parameters.values()):
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            continue
-        default = "required" if parameter.default is parameter.empty else repr(parameter.default)
-        kind = (
-            "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation).strip("'")
-        )
-        rows.append((f"env.{parameter.name}", kind, default, docs.get(parameter.name, "")))
+    rows = []
+    for parameter in inspect.signature(world, eval_str=True).parameters.values():
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            default = "required" if parameter.default is parameter.empty else _value(parameter.default)
+            kind = "" if parameter.annotation is parameter.empty else type_name(parameter.annotation)
+            rows.append((f"env.{parameter.name}", kind, default))
     return rows
 
 
