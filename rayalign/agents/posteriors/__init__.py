@@ -1,0 +1,1 @@
+"""Beliefs about the hidden reward, learned from the labels bought so far."""
