@@ -125,7 +125,7 @@ class OracleClient:
             if attempt < self.config.retries:
                 return None
             raise OracleError(
-                f"the oracle {self._id} died {attempt + 1} times in a row on the same {len(piece)} duels "
+                f"the oracle {self._id} died {attempt + 1} time{'s' if attempt else ''} on the same {len(piece)} duels "
                 f"({piece.ids[0]}, ...); oracle.retries={self.config.retries}. Last: {_last_line(str(error))}"
             ) from error
         except ray_errors.RayTaskError as error:

@@ -156,7 +156,7 @@ def sigmoid(x: float) -> float:
     >>> sigmoid(0.0), sigmoid(-1000.0), round(sigmoid(1.0), 4)
     (0.5, 0.0, 0.7311)
     """
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(max(x, -745.0)) / (1 + math.exp(max(x, -745.0)))
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def _number(value: Any) -> float:

@@ -1,84 +1,15 @@
-"""Tiny sequence classifiers with weights drawn from a seed: everything but the size is as in a real reward model."""
+"""Reward models in this process: padding, truncation, caching. The tiny models come from `conftest.py`."""
 
 import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from rayalign.errors import ConfigError, DataError, OracleError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.reward_model import RewardModelOracle
 from rayalign.types import Candidate, Duel, Prompt
-
-WORDS = [f"w{i}" for i in range(40)]
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>", "[CLS]", "[SEP]"]
-TEMPLATE = (
-    "<bos> {% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
-    "{% if m['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
-)
-
-
-def make_tokenizer(pad="<pad>", template=TEMPLATE):
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if template is None:
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 7), ("[CLS]", 6))
-    names = {"pad_token": pad} if pad else {}
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", cls_token="[CLS]", **names
-    )
-    fast.chat_template = template
-    return fast
-
-
-def save_llama(folder, pad="<pad>", num_labels=1, kind=LlamaForSequenceClassification, **extra):
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(pad)
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        num_labels=num_labels,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=1,
-        eos_token_id=2,
-        initializer_range=0.5,
-        **extra,
-    )
-    kind(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def save_bert(folder):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        num_labels=1,
-        pad_token_id=0,
-        initializer_range=0.5,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    make_tokenizer(template=None).save_pretrained(folder)
-    return str(folder)
 
 
 def prompt(text, **meta):
@@ -105,7 +36,7 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module", params=["pad", "pad is eos", "no pad", "bert"])
-def model_dir(request, tmp_path_factory):
+def model_dir(request, tmp_path_factory, save_llama, save_bert):
     folder = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
     if request.param == "bert":
         return save_bert(folder)
@@ -128,7 +59,7 @@ def test_score_is_what_the_bare_model_says_of_the_sequence_alone(model_dir):
             assert mine.scores([pair])[0] == pytest.approx(bare(**inputs).logits.item(), abs=1e-5)
 
 
-def test_model_without_a_padding_id_scores_the_last_token_of_each_row(tmp_path):
+def test_model_without_a_padding_id_scores_the_last_token_of_each_row(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path, pad=None))
     rows = mine.encoder.encode(PAIRS)
     with torch.inference_mode():
@@ -138,7 +69,7 @@ def test_model_without_a_padding_id_scores_the_last_token_of_each_row(tmp_path):
             assert score == pytest.approx(mine.model.score(hidden[0, -1]).item(), abs=1e-5)
 
 
-def test_probability_is_the_sigmoid_of_the_scaled_difference(tmp_path):
+def test_probability_is_the_sigmoid_of_the_scaled_difference(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path), scale=2.0, price=0.25)
     first, second = mine.scores([(prompt("w1 w2"), "w3"), (prompt("w1 w2"), "w4 w5")])
     [verdict] = mine.judge([duel("d", "w1 w2", "w3", "w4 w5")])
@@ -148,7 +79,7 @@ def test_probability_is_the_sigmoid_of_the_scaled_difference(tmp_path):
     assert swapped.probability == pytest.approx(1 - verdict.probability)
 
 
-def test_messages_of_the_prompt_go_through_the_chat_template(tmp_path):
+def test_messages_of_the_prompt_go_through_the_chat_template(tmp_path, save_llama):
     encoder = oracle(save_llama(tmp_path)).encoder
     turns = [
         {"role": "user", "content": "w1"},
@@ -162,10 +93,10 @@ def test_messages_of_the_prompt_go_through_the_chat_template(tmp_path):
     assert encoder.tokenizer.decode(row["input_ids"]).split() == "<bos> <user> w1 w2 <assistant> w3 <eos>".split()
 
 
-def test_long_prompt_is_cut_from_its_left_and_the_response_is_whole(tmp_path):
+def test_long_prompt_is_cut_from_its_left_and_the_response_is_whole(tmp_path, save_llama, words):
     mine = oracle(save_llama(tmp_path), max_tokens=8)
     encoder = mine.encoder
-    [row] = encoder.encode([(prompt(" ".join(WORDS)), "w3 w4 w5")])
+    [row] = encoder.encode([(prompt(" ".join(words)), "w3 w4 w5")])
     assert (
         encoder.tokenizer.convert_ids_to_tokens(row["input_ids"]) == "<bos> w38 w39 <assistant> w3 w4 w5 <eos>".split()
     )
@@ -174,29 +105,29 @@ def test_long_prompt_is_cut_from_its_left_and_the_response_is_whole(tmp_path):
     assert mine.truncated == 1
 
 
-def test_long_prompt_of_a_pair_encoder_is_cut_from_its_left(tmp_path):
+def test_long_prompt_of_a_pair_encoder_is_cut_from_its_left(tmp_path, save_bert, words):
     encoder = oracle(save_bert(tmp_path), max_tokens=7).encoder
-    [row] = encoder.encode([(prompt(" ".join(WORDS)), "w3 w4")])
+    [row] = encoder.encode([(prompt(" ".join(words)), "w3 w4")])
     assert encoder.tokenizer.convert_ids_to_tokens(row["input_ids"]) == "[CLS] w38 w39 [SEP] w3 w4 [SEP]".split()
     assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("save", [save_llama, save_bert])
-def test_response_that_leaves_no_room_for_the_prompt_is_a_failed_verdict(tmp_path, save):
-    mine = oracle(save(tmp_path), max_tokens=10)
-    long = " ".join(WORDS[:10])
+@pytest.mark.parametrize("save", ["save_llama", "save_bert"])
+def test_response_that_leaves_no_room_for_the_prompt_is_a_failed_verdict(tmp_path, save, words, request):
+    mine = oracle(request.getfixturevalue(save)(tmp_path), max_tokens=10)
+    long = " ".join(words[:10])
     good, bad = mine.judge([duel("good", "w1", "w2", "w3"), duel("bad", "w1", "w2", long)])
     assert good.failure is None
     assert bad.probability is None
     assert "second response leaves no room" in bad.failure
 
 
-def test_limit_of_the_model_holds_whatever_max_tokens_says(tmp_path):
+def test_limit_of_the_model_holds_whatever_max_tokens_says(tmp_path, save_llama):
     assert oracle(save_llama(tmp_path)).encoder.max_tokens == 64
     assert oracle(save_llama(tmp_path), max_tokens=1000).encoder.max_tokens == 64
 
 
-def test_no_response_is_scored_twice(tmp_path):
+def test_no_response_is_scored_twice(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path))
     seen = []
     mine.model.register_forward_pre_hook(
@@ -208,7 +139,7 @@ def test_no_response_is_scored_twice(tmp_path):
     assert sum(seen) == 4
 
 
-def test_cache_forgets_the_least_recently_used(tmp_path):
+def test_cache_forgets_the_least_recently_used(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path), cache_size=2)
     seen = []
     mine.model.register_forward_pre_hook(
@@ -219,7 +150,7 @@ def test_cache_forgets_the_least_recently_used(tmp_path):
     assert sum(seen) == 4
 
 
-def test_micro_batches_keep_the_token_budget_and_the_scores(tmp_path):
+def test_micro_batches_keep_the_token_budget_and_the_scores(tmp_path, save_llama):
     path = save_llama(tmp_path)
     small, sizes = oracle(path, micro_batch_tokens=24), []
     small.model.register_forward_pre_hook(
@@ -230,13 +161,13 @@ def test_micro_batches_keep_the_token_budget_and_the_scores(tmp_path):
     assert max(sizes) <= 24
 
 
-def test_bfloat16_agrees_with_float32_to_its_precision(tmp_path):
+def test_bfloat16_agrees_with_float32_to_its_precision(tmp_path, save_llama):
     path = save_llama(tmp_path)
     exact, rounded = oracle(path).scores(PAIRS), oracle(path, dtype="bfloat16").scores(PAIRS)
     assert rounded == pytest.approx(exact, abs=0.1, rel=0.05)
 
 
-def test_score_that_is_not_a_number_names_the_duel(tmp_path):
+def test_score_that_is_not_a_number_names_the_duel(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path))
     with torch.no_grad():
         mine.model.score.weight.fill_(math.nan)
@@ -244,18 +175,18 @@ def test_score_that_is_not_a_number_names_the_duel(tmp_path):
         mine.judge([duel("d7", "w1", "w2", "w3")])
 
 
-def test_id_names_the_model_and_its_weights(tmp_path):
+def test_id_names_the_model_and_its_weights(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path / "judge"))
     assert mine.id.startswith("reward_model:judge@")
     assert mine.id == oracle(str(tmp_path / "judge")).id
 
 
-def test_model_with_two_labels_is_refused(tmp_path):
+def test_model_with_two_labels_is_refused(tmp_path, save_llama):
     with pytest.raises(DataError, match="has 2 labels; a scalar reward model has 1"):
         oracle(save_llama(tmp_path, num_labels=2))
 
 
-def test_language_model_without_a_reward_head_is_refused(tmp_path):
+def test_language_model_without_a_reward_head_is_refused(tmp_path, save_llama):
     with pytest.raises(DataError, match=r"not a trained reward model: its weights lack score\.weight"):
         oracle(save_llama(tmp_path, kind=LlamaForCausalLM))
 
