@@ -1,0 +1,333 @@
+"""Prompts out of JSONL, Parquet or Hugging Face data: checked line by line, read through Ray Data.
+
+    source    what it is                                   checked here, before Ray            read by
+    JSONL     *.jsonl, *.ndjson, *.json: one object a line every line, with its number         ray.data.read_json
+    Parquet   *.parquet, or a folder of them               the columns                         ray.data.read_parquet
+    datasets  a Dataset, a saved one's folder, or a name   the columns                         ray.data.from_huggingface
+
+Whatever the source, each row then goes through `to_prompt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rayalign.errors import DataError
+from rayalign.types import Prompt
+
+JSON_ENDINGS, PARQUET_ENDINGS = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column of the data is what; only the prompt has to be there."""
+
+    prompt: str = "prompt"
+    """A text, or chat messages: a list of {"role", "content"}."""
+    reference: str = "reference"
+    """A response to compare with in evaluation: a text, or messages of which the last one counts."""
+    responses: str = "responses"
+    """A list of two given responses."""
+    chosen: str = "chosen"
+    """With `rejected`: two given responses, where `responses` is not there. Which was chosen is not used."""
+    rejected: str = "rejected"
+    """See `chosen`."""
+
+    def names(self) -> tuple[str, ...]:
+        """All column names, the prompt's first."""
+        return self.prompt, self.reference, self.responses, self.chosen, self.rejected
+
+
+def load_prompts(source: Any, columns: Columns, split: str = "train") -> list[Prompt]:
+    """Every prompt of `source`, in its order. Raises `DataError` that names file, line or row, and column.
+
+    Uses the Ray that is running; if none is, one is started for the time of reading.
+    """
+    with _ray():
+        return [
+            to_prompt(row, columns, where)
+            for where, row in _read(source, columns, split, check_source(source, columns, split))
+        ]
+
+
+def check_source(source: Any, columns: Columns, split: str = "train") -> str:
+    """What `source` is: `json`, `parquet` or `datasets`. Raises `DataError` for what can be seen without Ray."""
+    if hasattr(source, "column_names") and hasattr(source, "features"):
+        _check_columns(source.column_names, columns, "the dataset")
+        if not len(source):
+            raise DataError("the dataset has no rows.")
+        return "datasets"
+    if not isinstance(source, str | os.PathLike):
+        raise DataError(
+            f"env.path is a {type(source).__name__}; give a file, a folder, a dataset's name or a datasets.Dataset."
+        )
+    path = Path(source)
+    ending = path.suffix.lower()
+    if path.is_dir() and not any(path.glob("*.parquet")):
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            return check_source(_saved(path, split), columns)
+        raise DataError(f"env.path={str(source)!r} is a folder with neither Parquet files nor a saved dataset in it.")
+    if path.is_dir() or ending in PARQUET_ENDINGS:
+        _check_parquet(path, columns)
+        return "parquet"
+    if ending in JSON_ENDINGS:
+        _check_json(path, columns)
+        return "json"
+    if path.exists():
+        raise DataError(
+            f"env.path={str(source)!r} ends in {ending!r}; known are {', '.join(JSON_ENDINGS + PARQUET_ENDINGS)}."
+        )
+    if ending in (".csv", ".txt", ".gz", ".zst"):
+        raise DataError(f"env.path={str(source)!r} does not exist.")
+    return "datasets"
+
+
+def to_prompt(row: Mapping[str, Any], columns: Columns, where: str) -> Prompt:
+    """One row as a `Prompt`, its id a hash of its content. Raises `DataError` that begins with `where`."""
+    raw = row.get(columns.prompt)
+    if raw is None:
+        raise DataError(
+            f"{where}: field {columns.prompt!r} is missing. It holds the prompt, as a text or as chat messages."
+        )
+    messages = None if isinstance(raw, str) else _messages(raw, columns.prompt, where)
+    text = raw if messages is None else _readable(messages)
+    if not text.strip():
+        raise DataError(f"{where}: field {columns.prompt!r} is empty.")
+    try:
+        digest = hashlib.blake2b(
+            (text if messages is None else json.dumps(messages)).encode(), digest_size=8
+        ).hexdigest()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: field {columns.prompt!r} is not valid Unicode: {error}.") from error
+    reference = row.get(columns.reference)
+    return Prompt(
+        id=digest,
+        text=text,
+        token_ids=(),
+        reference=None if reference is None else _response(reference, columns.reference, where),
+        pair=_pair(row, columns, where),
+        meta={} if messages is None else {"messages": messages},
+    )
+
+
+# -- fields -------------------------------------------------------------------------------------------------------
+def _messages(value: Any, field: str, where: str) -> list[dict[str, str]]:
+    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
+        raise DataError(f"{where}: field {field!r} is {value!r:.80}; it must be a text or a list of chat messages.")
+    for message in value:
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise DataError(
+                f"{where}: field {field!r} has the message {message!r:.80}; each needs a text 'role' and 'content'."
+            )
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _readable(messages: Sequence[Mapping[str, str]]) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _response(value: Any, field: str, where: str) -> str:
+    return value if isinstance(value, str) else _messages(value, field, where)[-1]["content"]
+
+
+def _pair(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, str] | None:
+    responses = row.get(columns.responses)
+    if responses is not None:
+        if not isinstance(responses, Sequence) or isinstance(responses, str) or len(responses) != 2:
+            raise DataError(
+                f"{where}: field {columns.responses!r} is {responses!r:.80}; it must be a list of two responses."
+            )
+        first, second = (_response(response, columns.responses, where) for response in responses)
+        return first, second
+    chosen, rejected = row.get(columns.chosen), row.get(columns.rejected)
+    if (chosen is None) != (rejected is None):
+        there, missing = (columns.chosen, columns.rejected) if rejected is None else (columns.rejected, columns.chosen)
+        raise DataError(f"{where}: field {there!r} is there, but {missing!r} is missing; a pair needs both.")
+    if chosen is None:
+        return None
+    return _response(chosen, columns.chosen, where), _response(rejected, columns.rejected, where)
+
+
+# -- checks before Ray --------------------------------------------------------------------------------------------
+def _check_json(path: Path, columns: Columns) -> None:
+    """Every line by itself: Arrow's reader would tell neither the line nor the field."""
+    kinds: dict[str, tuple[int, str]] = {}
+    for number, line in _json_lines(path):
+        where = f"{path} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f'{where} is not valid JSON: {error}. Each line is one object, e.g. {{"prompt": "..."}}.'
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f'{where} is a JSON {type(row).__name__}, not an object. Each line is one, e.g. {{"prompt": "..."}}.'
+            )
+        to_prompt(row, columns, where)
+        for name in columns.names():
+            if row.get(name) is not None:
+                kind = "text" if isinstance(row[name], str) else "list"
+                first, expected = kinds.setdefault(name, (number, kind))
+                if kind != expected:
+                    raise DataError(
+                        f"{where}: field {name!r} is a {kind}, but in line {first} it is a {expected}; use one form."
+                    )
+    if not kinds:
+        raise DataError(f'{path} is empty. Each line is one object, e.g. {{"prompt": "..."}}.')
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise DataError(f"env.path={str(path)!r} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}.") from error
+
+
+def _check_parquet(path: Path, columns: Columns) -> None:
+    import pyarrow.dataset
+
+    try:
+        dataset = pyarrow.dataset.dataset(str(path), format="parquet")
+        num_rows = dataset.count_rows()
+    except FileNotFoundError:
+        raise DataError(f"env.path={str(path)!r} does not exist.") from None
+    except pa.ArrowException as error:
+        raise DataError(f"env.path={str(path)!r} can't be read as Parquet: {error}.") from error
+    _check_columns(dataset.schema.names, columns, str(path))
+    if not num_rows:
+        raise DataError(f"{path} is empty: it has no rows.")
+
+
+def _check_columns(names: Sequence[str], columns: Columns, where: str) -> None:
+    if columns.prompt not in names:
+        raise DataError(
+            f"{where} has no column {columns.prompt!r}, but {', '.join(map(repr, names))}. Set env.prompt_column to "
+            "the one with the prompts."
+        )
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+class _ray:
+    """A running Ray: the caller's, left as it is, or one of our own, stopped at the end."""
+
+    def __enter__(self) -> None:
+        import ray
+
+        self.own = not ray.is_initialized()
+        if self.own:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+            ray.init(log_to_driver=False, configure_logging=False, **local)
+
+    def __exit__(self, *exc: object) -> None:
+        import ray
+
+        if self.own:
+            ray.shutdown()
+
+
+def _read(source: Any, columns: Columns, split: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows in order, each with the words for where it is."""
+    import ray.data
+
+    name = "the dataset" if not isinstance(source, str | os.PathLike) else str(source)
+    if kind == "json":
+        import pyarrow.json
+
+        parse = pyarrow.json.ParseOptions(
+            explicit_schema=_json_schema(Path(source), columns), unexpected_field_behavior="ignore"
+        )
+        data = ray.data.read_json(str(source), file_extensions=None, parse_options=parse)
+    elif kind == "parquet":
+        import pyarrow.dataset
+
+        there = pyarrow.dataset.dataset(str(source), format="parquet").schema.names
+        data = ray.data.read_parquet(str(source), columns=[c for c in columns.names() if c in there])
+    else:
+        rows = source if hasattr(source, "features") else _saved_or_named(source, columns, split)
+        data = ray.data.from_huggingface(rows)
+    data.context.execution_options.preserve_order = True
+    data.context.enable_progress_bars = False
+    number = 0
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{name} row {number}", row
+
+
+def _json_schema(path: Path, columns: Columns) -> pa.Schema:
+    """The types of the columns, from the first row that has them: nothing is left to guess (dates, numbers)."""
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    types: dict[str, pa.DataType] = {}
+    for _, line in _json_lines(path):
+        row = json.loads(line)
+        for name in columns.names():
+            value = row.get(name)
+            if value is None or name in types:
+                continue
+            if isinstance(value, str):
+                types[name] = pa.string()
+            elif name == columns.responses:
+                types[name] = pa.list_(pa.string() if isinstance(value[0], str) else messages)
+            else:
+                types[name] = messages
+    return pa.schema(list(types.items()))
+
+
+def _saved(path: Path, split: str) -> Any:
+    """The Dataset that `save_to_disk` left in `path`."""
+    datasets = _datasets_library()
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever the library raises, it is about this folder
+        raise DataError(f"env.path={str(path)!r} can't be read as a saved dataset: {error}.") from error
+    return _choose_split(loaded, split, str(path))
+
+
+def _saved_or_named(source: Any, columns: Columns, split: str) -> Any:
+    if Path(source).is_dir():
+        return _saved(Path(source), split)
+    datasets = _datasets_library()
+    try:
+        loaded = datasets.load_dataset(str(source), split=split)
+    except Exception as error:  # no such name, no such split, no network: the library has a dozen types for it
+        raise DataError(
+            f"env.path={str(source)!r} is no file or folder here, and the datasets library can't load split "
+            f"{split!r} of it: {error}"
+        ) from error
+    check_source(loaded, columns)
+    return loaded
+
+
+def _choose_split(loaded: Any, split: str, where: str) -> Any:
+    if not isinstance(loaded, dict):
+        return loaded
+    if split not in loaded:
+        raise DataError(
+            f"{where} has no split {split!r}, but {', '.join(map(repr, loaded))}. Set env.split to one of them."
+        )
+    return loaded[split]
+
+
+def _datasets_library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("Hugging Face data needs the datasets library: pip install rayalign[huggingface].") from error
+    return datasets
