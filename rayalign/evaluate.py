@@ -192,7 +192,7 @@ def bootstrap_interval(
     value = float(statistic(values)) if len(values) else math.nan
     if len(values) < 2:
         return Estimate(value, math.nan, math.nan)
-    if np.ptp(values) == 0:
+    if np.allclose(values, values[0], rtol=1e-9, atol=0):
         return Estimate(value, value, value)
     from scipy.stats import bootstrap
 

@@ -1,0 +1,247 @@
+"""Reports are made of nothing but a run directory, show its numbers, and need nothing but themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import yaml
+
+from rayalign.errors import DataError
+from rayalign.logs import RunLog
+from rayalign.report import write_report
+from rayalign.run_record import RunRecord, answers, group
+
+HOSTILE = "</pre><script>alert('x')</script>\"'&amp; {{ 7*7 }}"
+
+
+def write_run(
+    folder: Path, agent: str = "sea", seed: int = 0, last: float = 0.7, finished: bool = True, **agent_settings: Any
+) -> Path:
+    """A run of 10 batches of 10 labels whose win rate goes linearly from 0.4 to `last`."""
+    log = RunLog(folder)
+    settings = {
+        "agent_name": agent,
+        "env": "rayalign/TinyWorld-v0",
+        "env_kwargs": {"seed": 10 + seed},
+        "policy": f"world-{10 + seed}",
+        "run_dir": str(folder),
+        "agent": {"beta": 0.1, **agent_settings},
+        "loop": {"budget": 100, "seed": seed, "max_staleness": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    for batch in range(10):
+        version = max(0, batch - 1)
+        log.metrics(
+            {
+                "batch": batch,
+                "labels": 10 * (batch + 1),
+                "time": 100.0 + 2 * batch,
+                "version": version,
+                "staleness": batch - version,
+                "regret_reward": 2.0 - 0.1 * batch,
+                "regret_preference": 0.9 - 0.05 * batch,
+                "seconds/generate": 0.5,
+                "seconds/label": 0.25,
+            }
+        )
+        log.metrics({"batch": batch, "learner/loss": 0.7 - 0.01 * batch, "learner/accuracy": 0.5})
+        log.timeline("collector", "generate", batch, batch, batch + 0.8)
+        log.timeline("learner", "step", batch, batch + 1, batch + 1.5)
+    for version, labels in enumerate((0, 50, 100)):
+        rate = 0.4 + (last - 0.4) * labels / 100
+        log.evaluation(
+            {
+                "labels": labels,
+                "version": version,
+                "batch": version,
+                "win_rate": rate,
+                "stderr": 0.05,
+                "num_prompts": 100,
+                "regret_mean": 2 - labels / 100,
+                "against": "reference",
+            }
+        )
+        with (folder / "samples.jsonl").open("a") as file:
+            row = {"labels": labels, "prompt": HOSTILE, "response": f"answer {labels} {HOSTILE}", "reference": "theirs"}
+            file.write(json.dumps(row) + "\n")
+    if finished:
+        (folder / "result.json").write_text(json.dumps({"labels_spent": 100, "labels_spent_on_evaluation": 300}))
+    log.close()
+    return folder
+
+
+class Page(HTMLParser):
+    """What a browser would load or look up, and what a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.seen: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "data", "poster", "action", "srcset"):
+                self.links.append(str(value))
+
+    def handle_data(self, data: str) -> None:
+        self.seen.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.seen).split())
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("runs") / "one")
+    assert write_report([folder]) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("several")
+    for seed in range(3):
+        write_run(root / f"sea-{seed}", "sea", seed, last=0.9)
+        write_run(root / f"passive-{seed}", "passive", seed, last=0.6)
+    page = write_report(sorted(root.glob("*-?")))
+    assert page == root / "comparison.html"
+    return root
+
+
+def test_the_page_shows_the_numbers_of_the_record(single: Path) -> None:
+    text = Page((single / "report.html").read_text()).text
+    assert "win rate before 0.400 [0.309, 0.498]" in text  # Wilson's interval of 40 wins in 100
+    assert "win rate after 0.700" in text
+    assert "labels spent 100 of a budget of 100" in text
+    assert "labels to 0.60 67" in text  # two thirds of the way from 0.4 to 0.7
+    assert "labels to 0.75 not reached" in text
+    assert "labels for evaluation 300, counted apart" in text
+    assert "seconds per batch 2.00" in text
+    assert "loop.max_staleness 1" in text
+
+
+@pytest.mark.parametrize("which", ["single", "several"])
+def test_the_page_needs_nothing_but_itself(which: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(which)
+    html = next(root.glob("*.html")).read_text()
+    page = Page(html)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+@pytest.mark.parametrize("which", ["single", "several"])
+def test_ids_are_unique_and_every_reference_inside_the_page_resolves(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    html = next(request.getfixturevalue(which).glob("*.html")).read_text()
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert {t.removeprefix("#") for t in [*page.links, *re.findall(r"url\(([^)]*)\)", html)]} <= set(page.ids)
+
+
+def test_texts_of_models_are_shown_and_never_executed(single: Path) -> None:
+    page = Page((single / "report.html").read_text())
+    assert "script" not in page.tags
+    assert f"answer 0 {HOSTILE}" in page.text
+    assert f"answer 100 {HOSTILE}" in page.text
+    assert "answer 50" not in page.text
+
+
+def test_figures_follow_the_reader_s_colours_and_say_what_they_show(single: Path) -> None:
+    html = (single / "report.html").read_text()
+    labels = re.findall(r'<svg role="img" aria-label="([^"]*)"', html)
+    assert len(labels) == html.count("<svg") == 6
+    assert labels[0].startswith("Held-out win rate. Wins plus half the ties")
+    assert "currentColor" in html
+    assert "var(--rule)" in html
+
+
+def test_every_figure_is_also_a_png_that_is_not_blank(single: Path) -> None:
+    names = {"win_rate", "regret", "learning", "stages", "staleness", "timeline"}
+    assert {path.stem for path in (single / "plots").glob("*.png")} == names
+    for path in (single / "plots").glob("*.png"):
+        pixels = matplotlib.image.imread(path)
+        assert pixels.shape[1] > 1000
+        assert np.ptp(pixels[..., :3]) > 0.5
+
+
+def test_the_comparison_s_tables_are_the_hand_computed_ones(several: Path) -> None:
+    text = Page((several / "comparison.html").read_text()).text
+    assert "passive 3 100 0.400 ± 0.000 0.600 ± 0.000 [0.600, 0.600]" in text
+    # From 0.4 on, 0.5 is reached after 0.1 / 0.5 of 100 labels by sea and after 0.1 / 0.2 by passive, in every seed.
+    assert "sea 20 [20, 20] 30 [30, 30] 40 [40, 40]" in text
+    assert "passive 50 [50, 50] 75 [75, 75] 100 [100, 100] 0 of 3 runs reached it" in text
+    assert "Labels saved against passive" in text
+    assert "sea 2.50 [2.50, 2.50] (3 pairs) 2.50 [2.50, 2.50] (3 pairs)" in text
+
+
+def test_runs_are_one_group_if_only_seed_and_world_differ_and_settings_name_the_others(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "a", "sea", 0, exploration="bai_ts"),
+        write_run(tmp_path / "b", "sea", 1, exploration="bai_ts"),
+        write_run(tmp_path / "c", "sea", 0, exploration="uncertainty"),
+        write_run(tmp_path / "d", "passive", 0),
+    ]
+    groups = group([RunRecord.read(folder) for folder in folders])
+    assert {name: len(runs) for name, runs in groups.items()} == {
+        "sea, agent.exploration=bai_ts": 2,
+        "sea, agent.exploration=uncertainty": 1,
+        "passive": 1,
+    }
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_got(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", finished=False)
+    for name in ("timeline.jsonl", "samples.jsonl"):
+        (folder / name).unlink()
+    text = Page(write_report([folder]).read_text()).text
+    assert "Not finished: run." in text
+    assert "labels spent 100" in text
+    assert "Timeline" not in text
+    assert not (folder / "plots" / "timeline.png").exists()
+
+
+def test_a_run_that_has_only_just_started_makes_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("agent_name: sea\nenv: x\n")
+    text = Page(write_report([tmp_path]).read_text()).text
+    assert "win rate before –" in text
+    assert "Figures" not in text
+
+
+def test_the_page_goes_where_it_is_told_to(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    page = write_report([folder], tmp_path / "docs" / "tiny.html")
+    assert page == tmp_path / "docs" / "tiny.html"
+    assert (tmp_path / "docs" / "plots" / "win_rate.png").exists()
+    assert not (folder / "report.html").exists()
+
+
+def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing.* holds no run"):
+        write_report([tmp_path / "nothing"])
+    with pytest.raises(DataError, match="at least one run directory"):
+        write_report([])
+
+
+def test_answers_pair_the_first_with_the_last(tmp_path: Path) -> None:
+    record = RunRecord.read(write_run(tmp_path / "run"))
+    (row,) = answers(record)
+    assert row["initial"].startswith("answer 0 ")
+    assert row["final"].startswith("answer 100 ")
+    assert row["reference"] == "theirs"
