@@ -22,8 +22,8 @@ class VllmSettings:
 
     gpu_memory_utilization: float = 0.9
     """Share of the GPU's memory that vLLM may use; lower it where a learner lives on the same GPU."""
-    kv_cache_gib: float = 1.0
-    """CPU only: GiB reserved for the KV cache. On a GPU the cache takes what `gpu_memory_utilization` leaves."""
+    kv_cache_gib: int = 1
+    """CPU only: whole GiB reserved for the KV cache. On a GPU the cache takes what `gpu_memory_utilization` leaves."""
     enforce_eager: bool = True
     """Skip graph capture and compilation: starts faster; on GPUs long runs gain by setting it to False."""
     tensor_parallel: int = 1
@@ -42,9 +42,7 @@ class VllmSettings:
             raise ConfigError(
                 f"rollout.vllm.gpu_memory_utilization={self.gpu_memory_utilization} must be in (0, 1]: it is a share."
             )
-        if self.kv_cache_gib <= 0:
-            raise ConfigError(f"rollout.vllm.kv_cache_gib={self.kv_cache_gib} must be positive; 1 is enough for tests.")
-        for name in ("tensor_parallel", "max_sequences", "max_lora_rank"):
+        for name in ("kv_cache_gib", "tensor_parallel", "max_sequences", "max_lora_rank"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.vllm.{name}={getattr(self, name)} must be at least 1.")
         if self.transport not in TRANSPORTS:

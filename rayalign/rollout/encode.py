@@ -63,6 +63,18 @@ def context_length(policy_dir: str | Path) -> int | None:
     return int(found) if found else None
 
 
+def check_fits(prompt: Prompt, max_tokens: int, context: int | None) -> None:
+    """`DataError` if an encoded prompt leaves no room in the context for `max_tokens` more, or was not encoded."""
+    length = len(prompt.token_ids)
+    if not length:
+        raise DataError(f"prompt {prompt.id!r} has no token ids; encode it with PromptEncoder first.")
+    if context is not None and length + max_tokens > context:
+        raise DataError(
+            f"prompt {prompt.id!r} has {length} tokens; with rollout.max_tokens={max_tokens} it exceeds the "
+            f"{context} positions of the model. Shorten it, or lower rollout.max_tokens."
+        )
+
+
 class PromptEncoder:
     """Fills in `Prompt.token_ids` with the policy's tokenizer.
 
@@ -103,12 +115,7 @@ class PromptEncoder:
         """
         context = context_length(self.policy_dir)
         for prompt in prompts:
-            length = len(self.encode(prompt).token_ids)
-            if context is not None and length + max_tokens > context:
-                raise DataError(
-                    f"prompt {prompt.id!r} has {length} tokens; with rollout.max_tokens={max_tokens} it exceeds the "
-                    f"{context} positions of policy={str(self.policy_dir)!r}. Shorten it, or lower rollout.max_tokens."
-                )
+            check_fits(self.encode(prompt), max_tokens, context)
 
     def _ids(self, prompt: Prompt) -> Sequence[int]:
         messages = prompt.meta.get("messages")

@@ -36,11 +36,12 @@ def engine_environment(config: RolloutConfig) -> dict[str, str]:
         "OMP_NUM_THREADS": str(config.threads),
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process, and dies with it
     }
     if config.gpus_per_replica == 0:
         environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": f"{config.vllm.kv_cache_gib:g}",
+            "VLLM_CPU_KVCACHE_SPACE": str(config.vllm.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas that bind themselves all take the same cores
         }
     return environment

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rayalign.errors import DataError, WeightSyncError
-from rayalign.rollout.encode import context_length, eos_token_ids, load_tokenizer
+from rayalign.rollout.encode import check_fits, context_length, eos_token_ids, load_tokenizer
 from rayalign.rollout.engine import Sampling, prompt_seed
 from rayalign.rollout.weights import Weights, copy_into, read_back
 from rayalign.types import Candidate, Prompt
@@ -60,7 +60,7 @@ class TransformersEngine:
         """`sampling.n` candidates for each prompt, in order; see `Engine.generate`."""
         positions = range(len(prompts)) if positions is None else positions
         for prompt in prompts:
-            check_prompt(prompt, sampling, self._context)
+            check_fits(prompt, sampling.max_tokens, self._context)
         greedy = sampling.temperature == 0
         drawn = dataclasses.replace(sampling, n=1) if greedy else sampling
         groups: list[list[Candidate]] = [[] for _ in prompts]
@@ -205,17 +205,6 @@ class TransformersEngine:
         """Move the weights back."""
         if self._device.type == "cuda":
             self._model.to(self._device)
-
-
-def check_prompt(prompt: Prompt, sampling: Sampling, context: int | None) -> None:
-    """`DataError` if a prompt was not encoded, or leaves no room for the response."""
-    if not prompt.token_ids:
-        raise DataError(f"prompt {prompt.id!r} has no token ids; encode it with PromptEncoder first.")
-    if context is not None and len(prompt.token_ids) + sampling.max_tokens > context:
-        raise DataError(
-            f"prompt {prompt.id!r} has {len(prompt.token_ids)} tokens; with rollout.max_tokens={sampling.max_tokens} "
-            f"it exceeds the model's {context} positions. Shorten it, or lower rollout.max_tokens."
-        )
 
 
 def sample(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ class Weights:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors, sharing memory with the arrays: read only."""
         for name, array in self.arrays.items():
-            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+            with warnings.catch_warnings():  # arrays of the object store are read-only, and so is what we do with them
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                tensor = torch.from_numpy(array)
             dtype = getattr(torch, self.dtypes[name])
             yield name, tensor.view(dtype) if dtype in _STORED_AS else tensor
 
@@ -116,16 +119,19 @@ def save_weights(weights: Weights, folder: str | Path) -> None:
     partial.mkdir(parents=True)
     save_file(dict(weights.tensors()), partial / "weights.safetensors")
     header = {"version": weights.version, "checksum": weights.checksum, "adapter": weights.adapter}
-    # An adapter's config holds sets (target modules), which JSON writes as lists.
-    (partial / "weights.json").write_text(
-        json.dumps(header, default=lambda v: sorted(v) if isinstance(v, set) else str(v))
-    )
+    (partial / "weights.json").write_text(_json(header))
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_adapter(weights: Weights, folder: str | Path) -> None:
+    """Write a LoRA adapter the way PEFT does, for whoever reads adapters from a directory."""
+    save_file(dict(weights.tensors()), Path(folder) / "adapter_model.safetensors")
+    (Path(folder) / "adapter_config.json").write_text(_json(weights.adapter))
 
 
 def load_weights(folder: str | Path) -> Weights:
@@ -144,3 +150,8 @@ def load_weights(folder: str | Path) -> Weights:
             f"{str(folder)!r}: the weights' checksum is not the one they were saved with; the file is damaged."
         )
     return weights
+
+
+def _json(value: object) -> str:
+    """An adapter's config holds sets (target modules) and enums, which JSON knows as lists and strings."""
+    return json.dumps(value, default=lambda v: sorted(v) if isinstance(v, set) else str(getattr(v, "value", v)))
