@@ -155,7 +155,7 @@ class Collector:
             bought: list[Preference] = [p for p in info["preferences"][: len(duels)] if p is not None]
         with clock("observe"):
             facts = agent.observe(batch, [*bought, *synthetic], self._rng(batch, OBSERVE))
-            if agent.must_save or (batch + 1) % config.loop.agent_checkpoint_every == 0:
+            if batch == 0 or (batch + 1) % config.loop.agent_checkpoint_every == 0:
                 self._save_agent(batch)
         with self.lock:
             self._remember(batch, tuple([*bought, *synthetic]), self.ledger.spent)
@@ -211,19 +211,19 @@ class Collector:
     def _duels(
         self, batch: int, prompts: Sequence[Prompt], candidates: Sequence[Sequence[Candidate]], choices: Sequence[Choice]
     ) -> tuple[list[Duel], list[Preference]]:
-        """Choices as duels to buy and as the agent's own preferences; the same duel twice is asked once."""
-        duels: dict[str, Duel] = {}
-        synthetic: dict[str, Preference] = {}
-        for choice in choices:
+        """Choices as duels to buy and as the agent's own preferences."""
+        duels: list[Duel] = []
+        synthetic: list[Preference] = []
+        for slot, choice in enumerate(choices):
             prompt, group = prompts[choice.prompt], candidates[choice.prompt]
             first, second = group[choice.first], group[choice.second]
-            name = Duel.make_id(self.config.identity, batch, prompt, first, second)
+            name = Duel.make_id(self.config.identity, batch, slot, prompt, first, second)
             duel = Duel(id=name, batch=batch, prompt=prompt, first=first, second=second, meta=choice.meta)
             if choice.label is None:
-                duels[name] = duel
+                duels.append(duel)
             else:
-                synthetic[name] = Preference(duel=duel, label=choice.label, source=LabelSource.SYNTHETIC)
-        return list(duels.values()), [p for name, p in synthetic.items() if name not in duels]
+                synthetic.append(Preference(duel=duel, label=choice.label, source=LabelSource.SYNTHETIC))
+        return duels, synthetic
 
     def _duel_statistics(self, bought: Sequence[Preference], info: Mapping[str, Any]) -> dict[str, float]:
         """What the labelled duels themselves were worth to a user who saw them (explore and exploit), where known."""
@@ -302,6 +302,8 @@ class Collector:
         self.env = LabelBudgetVector(bandit, budget=config.loop.budget, spent=self.ledger.spent)
         _, info = self.env.reset(seed=config.loop.seed, options={"index": done * num_prompts})
         self.table: Sequence[Prompt] = info["prompts"]
+        if self.pool.version == 0:
+            self.heldout.prepare(self.pool)
         if done == 0 and self.heldout.due(0):
             self.phase = "evaluating the initial policy"
             self._evaluate()

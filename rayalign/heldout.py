@@ -46,10 +46,20 @@ class HeldOut:
         self.run_dir = run_dir
         self.prompts: list[Prompt] = [encoder.encode(prompt) for prompt in world.heldout(config.num_prompts)]
         self.against = against(config, self.prompts)
+        self._initial = run_dir / "initial_answers.json"
         self.ledger = Ledger(run_dir / "evaluation.arrow")
         self.purchaser = Purchaser(self.ledger, oracle, mode="deterministic", seed=seed, budget=None)
         done = read_evaluations(run_dir)
         self._last: int | None = int(done[-1]["labels"]) if done else None
+
+    def prepare(self, pool: RolloutPool) -> None:
+        """Take the initial policy's answers, while the pool still runs it, where they are the opponent."""
+        if self.against == "initial" and not self._initial.exists():
+            assert pool.version == 0, f"the initial answers are missing and the pool runs version {pool.version}"
+            answers = [answer.text for answer in self._answers(pool)]
+            partial = self._initial.with_suffix(".partial")
+            partial.write_text(json.dumps(answers))
+            partial.rename(self._initial)
 
     def due(self, labels: int) -> bool:
         """Whether the schedule asks for an evaluation after `labels` labels."""
@@ -60,7 +70,7 @@ class HeldOut:
     def evaluate(self, pool: RolloutPool, agent: Agent, version: int, labels: int) -> dict[str, Any]:
         """Evaluate the weights that the pool runs; the same version twice costs nothing the second time."""
         answers = self._answers(pool)
-        opponents = self._opponents(version, answers)
+        opponents = self._opponents()
         scores = self._scores(version, answers, opponents)
         record: dict[str, Any] = {
             "labels": labels,
@@ -96,24 +106,16 @@ class HeldOut:
         picks = [agent.best_of(prompt, group) for prompt, group in zip(self.prompts, groups, strict=True)]
         return [a if pick is None else group[pick] for a, group, pick in zip(greedy, groups, picks, strict=True)]
 
-    def _opponents(self, version: int, answers: Sequence[Candidate]) -> list[Candidate]:
+    def _opponents(self) -> list[Candidate]:
         if self.against == "reference":
             return [given(prompt.reference or "") for prompt in self.prompts]
-        path = self.run_dir / "initial_answers.json"
-        if not path.exists():
-            if version != 0:
-                raise ConfigError(
-                    "evaluation.against='initial' needs the initial policy's answers, which are taken at the start; "
-                    "set evaluation.at_start=true."
-                )
-            path.write_text(json.dumps([answer.text for answer in answers]))
-        return [given(text) for text in json.loads(path.read_text())]
+        return [given(text) for text in json.loads(self._initial.read_text())]
 
     def _scores(self, version: int, answers: Sequence[Candidate], opponents: Sequence[Candidate]) -> np.ndarray:
         """Per prompt: 1 a win, 0.5 a tie or an identical text (not asked), 0 a loss. Failed verdicts are left out."""
         duels = {
             i: Duel(
-                id=Duel.make_id(f"{self.identity}/evaluation", version, prompt, ours, theirs),
+                id=Duel.make_id(f"{self.identity}/evaluation", version, i, prompt, ours, theirs),
                 batch=version,
                 prompt=prompt,
                 first=ours,

@@ -250,10 +250,11 @@ def _execute(plan_: _Plan) -> Result:
         progress.close()
         if collector is not None:
             collector.close()
-        for app in apps:
-            stop_oracle(app)
         if started_ray:
-            ray.shutdown()
+            ray.shutdown()  # takes Serve with it
+        else:
+            for app in apps:
+                stop_oracle(app)
 
 
 def _connect() -> bool:

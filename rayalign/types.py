@@ -65,9 +65,9 @@ class Duel:
     """What the agent wants to remember of its choice (acquisition value, ensemble member, ...); JSON-able."""
 
     @staticmethod
-    def make_id(run: str, batch: int, prompt: Prompt, first: Candidate, second: Candidate) -> str:
-        """Content address: the same comparison in the same batch of the same run has the same id."""
-        content = repr((run, batch, prompt.id, first.token_ids or first.text, second.token_ids or second.text))
+    def make_id(run: str, batch: int, slot: int, prompt: Prompt, first: Candidate, second: Candidate) -> str:
+        """Content address: the same comparison in the same slot of the same batch of the same run has the same id."""
+        content = repr((run, batch, slot, prompt.id, first.token_ids or first.text, second.token_ids or second.text))
         return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 

@@ -103,7 +103,7 @@ class _Table:
         )
         prompt, position = self.prompts[slot], self.index + slot
         run = self.world.id or type(self.world).__name__
-        name = Duel.make_id(run, position, prompt, first, second)
+        name = Duel.make_id(run, position, 0, prompt, first, second)
         return Duel(id=name, batch=position, prompt=prompt, first=first, second=second)
 
     def label(self, duels: Sequence[Duel]) -> list[Preference | None]:

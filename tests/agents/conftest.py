@@ -111,7 +111,7 @@ def make_preference(
     source: LabelSource = LabelSource.ORACLE,
 ) -> Preference:
     duel = Duel(
-        id=Duel.make_id("test", batch, prompt, first, second), batch=batch, prompt=prompt, first=first, second=second
+        id=Duel.make_id("test", batch, 0, prompt, first, second), batch=batch, prompt=prompt, first=first, second=second
     )
     return Preference(duel=duel, label=label, source=source)
 
