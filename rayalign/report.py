@@ -105,7 +105,7 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
         ("agent", record.agent),
         ("environment", record.env),
         ("seed", str(record.seed)),
-        ("policy", str(record.settings.get("policy", "?"))),
+        ("policy", _setting(record.settings.get("policy", "?"))),
         ("opponent", str(last.get("against", "not evaluated"))),
         ("labels for evaluation", f"{record.result.get('labels_spent_on_evaluation', 0):,}, counted apart"),
         *([("win rate, best of n", f"{picked:.3f}, by the agent's own choice")] if picked is not None else []),
@@ -115,7 +115,7 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
     where = [(label, name + remark) for label, name, remark in ARTIFACTS if (record.path / name).exists()]
     return {
         "title": f"{record.agent} on {record.env}, seed {record.seed}",
-        "subtitle": f"{record.path.absolute()}. Intervals are 95%, over prompts.",
+        "subtitle": f"{_place(record.path.absolute())}. Intervals are 95%, over prompts.",
         "warnings": _warnings([record]),
         "cards": cards,
         "tables": [
@@ -306,4 +306,14 @@ def _range(values: Sequence[int]) -> str:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, str) and value.startswith(os.sep):
+        return _place(Path(value))
     return "null" if value is None else str(value)
+
+
+def _place(path: Path) -> str:
+    """A page is passed on: it says where things are from here, or their last names, not how the machine is laid out."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(Path("…", *path.parts[-2:]))

@@ -232,6 +232,11 @@ def test_the_page_goes_where_it_is_told_to(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
+def test_the_page_does_not_tell_how_the_machine_is_laid_out(single: Path, several: Path) -> None:
+    for page in (single / "report.html", several / "comparison.html"):
+        assert str(page.parent.parent) not in page.read_text()
+
+
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing.* holds no run"):
         write_report([tmp_path / "nothing"])
