@@ -52,7 +52,7 @@ class LearnerConfig:
     dtype: str = "float32"
     """float32 or bfloat16 weights and activations (log-probabilities are always summed in float32)."""
     micro_batch_tokens: int = 16_384
-    """Most tokens (padding counted, prompts included) per forward and worker; gradients accumulate over micro-batches."""
+    """Most tokens (padding counted, prompts included) per forward and worker; gradients accumulate beyond that."""
     logprob_chunk_tokens: int = 256
     """Tokens whose logits exist in float32 at the same time."""
     updates_per_batch: int = 1
@@ -70,15 +70,25 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise ConfigError(f"learner.strategy={self.strategy!r} is unknown. {did_you_mean(self.strategy, STRATEGIES)}")
+            raise ConfigError(
+                f"learner.strategy={self.strategy!r} is unknown. {did_you_mean(self.strategy, STRATEGIES)}"
+            )
         if self.strategy == "plain" and self.num_workers != 1:
             raise ConfigError(
                 f"learner.num_workers={self.num_workers} needs a strategy that shares work; "
                 "set learner.strategy=ddp (or zero1, zero2, zero3), or learner.num_workers=1."
             )
         if self.offload and not self.strategy.startswith("zero"):
-            raise ConfigError(f"learner.offload needs DeepSpeed, but learner.strategy={self.strategy!r}; use zero2 or zero3.")
-        for name in ("num_workers", "micro_batch_tokens", "logprob_chunk_tokens", "updates_per_batch", "checkpoint_every"):
+            raise ConfigError(
+                f"learner.offload needs DeepSpeed, but learner.strategy={self.strategy!r}; use zero2 or zero3."
+            )
+        for name in (
+            "num_workers",
+            "micro_batch_tokens",
+            "logprob_chunk_tokens",
+            "updates_per_batch",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learner.{name}={getattr(self, name)} must be at least 1.")
         if self.learning_rate < 0:

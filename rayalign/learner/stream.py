@@ -21,7 +21,7 @@ class PleasePublish:
 
 
 class BatchSource(Protocol):
-    """Picklable; every learner worker holds a copy. Idempotent: batch `index` is the same whoever asks, however often."""
+    """Picklable; every learner worker holds a copy. Idempotent: batch `index` is the same whoever asks, and when."""
 
     def next_batch(self, index: int, timeout_s: float) -> TrainBatch | EndOfStream | PleasePublish:
         """Batch number `index`; blocks until it is there. Asked by a learner whose weights are version `index`.
