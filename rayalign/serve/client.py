@@ -177,7 +177,7 @@ def start_oracle(
     if journal_dir is not None:
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
     # The loop talks through handles. Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
     quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
     serve.start(proxy_location="Disabled", controller_options=quiet)
     if name in serve.status().applications:

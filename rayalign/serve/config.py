@@ -46,8 +46,8 @@ class OracleConfig:
     """How often a call whose replica died is made again; 0 never."""
     start_timeout_s: float = 600.0
     """Longest wait for the first replicas, model loading included, in seconds."""
-    health_check_period_s: float = 10.0
-    """Seconds between health checks of a replica; one that fails three in a row is replaced."""
+    health_check_period_s: float = 2.0
+    """Seconds between health checks. A dead replica is replaced at the next one, one that fails after three in a row."""
     device: str = "auto"
     """reward_model only: `cpu`, `cuda`, or `auto`: cuda where the replica has a GPU."""
     dtype: str = "float32"

@@ -1,0 +1,252 @@
+"""How fast the oracle service answers, and what it costs over the bare oracle.
+
+    python benchmarks/oracle_service.py [function] [reward_model] [faults] [--seconds 60] [--duels 20000]
+
+    function      a programmatic oracle with its journal on disk: one caller with lists of 5,000 duels, one caller with
+                  single duels, 64 callers with single duels at the same time
+    reward_model  an encoder of MiniLM's size (6 layers, width 384, random weights; speed does not depend on values):
+                  the bare model over batches sorted by length, then the service with 64 callers at the same time
+    faults        a replica is killed every 5 s: duels lost, duels charged twice
+
+Nothing is judged twice, so no cache helps. Threads: OMP_NUM_THREADS, or 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import ray
+import torch
+
+from rayalign.env.labels import Oracle
+from rayalign.serve import OracleConfig, start_oracle, stop_oracle
+from rayalign.serve.oracles import oracle_factory
+from rayalign.types import Candidate, Duel, Prompt, Verdict
+
+CALLERS = 64
+WORDS = [f"w{i}" for i in range(2000)]
+
+
+def made_up_duels(n: int, seed: int, longest: int) -> list[Duel]:
+    """Prompts of 32 words, responses of a quarter of `longest` to `longest` words."""
+    rng = random.Random(seed)
+
+    def response() -> Candidate:
+        text = " ".join(rng.choices(WORDS, k=rng.randint(longest // 4, longest)))
+        return Candidate(text=text, token_ids=(1,) * 32, logprobs=(-1.0,) * 32, policy_version=0)
+
+    return [
+        Duel(
+            id=f"{seed}-{i}",
+            batch=0,
+            prompt=Prompt(id=f"{seed}-{i}", text=" ".join(rng.choices(WORDS, k=32)), token_ids=(1,) * 32),
+            first=response(),
+            second=response(),
+        )
+        for i in range(n)
+    ]
+
+
+def length(prompt: str, response: str) -> float:
+    return float(len(response))
+
+
+def in_parallel(oracle: Oracle, lists: Sequence[Sequence[Duel]]) -> tuple[float, np.ndarray]:
+    """Duels per second, and seconds per call, with 64 callers that each ask a list when their last one is answered."""
+    seconds: list[float] = []
+
+    def ask(duels: Sequence[Duel]) -> None:
+        start = time.perf_counter()
+        assert len(oracle.judge(duels)) == len(duels)
+        seconds.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(ask, lists))
+    return sum(map(len, lists)) / (time.perf_counter() - start), np.array(seconds)
+
+
+def say(what: str, rate: float, seconds: np.ndarray | None = None, more: str = "") -> None:
+    latency = ""
+    if seconds is not None:
+        p50, p99 = np.percentile(seconds, [50, 99]) * 1000
+        latency = f"   p50 {p50:7.1f} ms   p99 {p99:7.1f} ms"
+    print(f"{what:52s} {rate:9.0f} duels/s{latency}{more}", flush=True)
+
+
+def bench_function(folder: Path, n: int) -> None:
+    config = OracleConfig(kind="function", cpus_per_replica=1.0)
+    oracle = start_oracle(config, oracle_factory(config, custom=length), "function", folder / "function")
+    oracle.judge(made_up_duels(2000, seed=0, longest=48))  # warm-up
+    lists = [made_up_duels(5000, seed=seed, longest=48) for seed in range(1, 1 + max(1, n // 5000))]
+    start = time.perf_counter()
+    for duels in lists:
+        oracle.judge(duels)
+    say("function, 1 caller, lists of 5,000", sum(map(len, lists)) / (time.perf_counter() - start))
+    seconds = []
+    for duel in made_up_duels(300, seed=100, longest=48):
+        start = time.perf_counter()
+        oracle.judge([duel])
+        seconds.append(time.perf_counter() - start)
+    say("function, 1 caller, single duels", len(seconds) / sum(seconds), np.array(seconds))
+    rate, latencies = in_parallel(oracle, [[duel] for duel in made_up_duels(3000, seed=101, longest=48)])
+    say(f"function, {CALLERS} callers, single duels", rate, latencies)
+    stop_oracle("function", stop_serve=False)
+
+
+def save_model(folder: Path) -> str:
+    """An encoder of MiniLM's size and a tokenizer that knows `WORDS`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(special) + len(WORDS),
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+@ray.remote(num_cpus=1)
+def bare_model(target: str, duels: Sequence[Duel], batch: int = 64) -> float:
+    """Duels per second of Hugging Face's own classes over batches sorted by length; loading not counted."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    model = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32).eval()
+    pairs = [(d.prompt.text, r.text) for d in duels for r in (d.first, d.second)]
+    with torch.inference_mode():
+        model(**tokenizer(["w1"] * 8, ["w2"] * 8, return_tensors="pt"))  # warm-up
+        start = time.perf_counter()
+        pairs.sort(key=lambda pair: len(pair[1]))
+        for i in range(0, len(pairs), batch):
+            prompts, responses = map(list, zip(*pairs[i : i + batch], strict=True))
+            model(**tokenizer(prompts, responses, padding=True, return_tensors="pt")).logits.float().tolist()
+        return len(duels) / (time.perf_counter() - start)
+
+
+def bench_reward_model(folder: Path, n: int) -> None:
+    target = save_model(folder / "model")
+    bare = [ray.get(bare_model.remote(target, made_up_duels(n, seed=1, longest=64)))]
+    config = OracleConfig(kind="reward_model", target=target, cpus_per_replica=1.0, micro_batch_tokens=8192)
+    oracle = start_oracle(config, oracle_factory(config), "reward-model", folder / "reward-model")
+    oracle.judge(made_up_duels(CALLERS, seed=0, longest=64))  # warm-up
+    runs = {}
+    for size in (1, 8):
+        duels = made_up_duels(n, seed=10 + size, longest=64)
+        runs[size] = in_parallel(oracle, [duels[i : i + size] for i in range(0, n, size)])
+    stop_oracle("reward-model", stop_serve=False)
+    bare.append(ray.get(bare_model.remote(target, made_up_duels(n, seed=1, longest=64))))  # the machine may be shared
+    rate = max(bare)
+    say(f"reward model, bare, sorted batches ({bare[0]:.0f}, {bare[1]:.0f})", rate)
+    for size, (served, latencies) in runs.items():
+        what = "single duels" if size == 1 else f"lists of {size}"
+        say(f"reward model, {CALLERS} callers, {what}", served, latencies, f"   {served / rate:.2f} of bare")
+
+
+class Slow:
+    """Says who it is, and takes 20 ms."""
+
+    id = "slow"
+
+    def __init__(self, pids: Path) -> None:
+        (pids / str(os.getpid())).touch()
+
+    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """A coin's probabilities."""
+        time.sleep(0.02)
+        return [Verdict(duel_id=duel.id, probability=0.5, price=1.0) for duel in duels]
+
+
+def bench_faults(folder: Path, seconds: float) -> None:
+    pids, journal = folder / "pids", folder / "faults"
+    pids.mkdir()
+    config = OracleConfig(kind="function", num_replicas=2, cpus_per_replica=0.5, retries=20)
+    oracle = start_oracle(config, lambda: Slow(pids), "faults", journal)
+    over, killed = threading.Event(), []
+
+    def kill() -> None:
+        while not over.wait(5.0):
+            alive = [int(p.name) for p in pids.iterdir() if int(p.name) not in killed]
+            if alive:
+                killed.append(max(alive, key=lambda pid: (pids / str(pid)).stat().st_mtime))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    asked: list[str] = []
+    answered: list[str] = []
+
+    def ask(caller: int) -> None:
+        deadline = time.monotonic() + seconds
+        for turn in range(1_000_000):
+            if time.monotonic() > deadline:
+                return
+            duels = made_up_duels(8, seed=1_000_000 * (1 + caller) + turn, longest=8)
+            asked.extend(duel.id for duel in duels)
+            answered.extend(verdict.duel_id for verdict in oracle.judge(duels))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    start = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    over.set()
+    killer.join()
+    charged = Counter(
+        json.loads(line)["duel_id"] for file in journal.glob("*.jsonl") for line in file.read_text().splitlines()
+    )
+    twice = sum(count > 1 for count in charged.values())
+    say(
+        f"faults, 8 callers, {len(killed)} replicas killed",
+        len(answered) / (time.perf_counter() - start),
+        more=f"   {len(set(asked) - set(answered))} lost, {twice} charged twice, of {len(asked)}",
+    )
+    stop_oracle("faults", stop_serve=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="function, reward_model, faults; all of them by default")
+    parser.add_argument("--duels", type=int, default=20_000, help="through the function, in lists")
+    parser.add_argument("--model-duels", type=int, default=1024, help="through the reward model")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of faults")
+    args = parser.parse_args()
+    what = args.what or ["function", "reward_model", "faults"]
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "function" in what:
+            bench_function(folder, args.duels)
+        if "reward_model" in what:
+            bench_reward_model(folder, args.model_duels)
+        if "faults" in what:
+            bench_faults(folder, args.seconds)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
