@@ -147,7 +147,7 @@ def resume(run_dir: str | Path, **overrides: Any) -> Result:
     stored = settings.read_yaml((folder / "config.yaml").read_text())
     agent = custom.get("agent") or make_agent(stored["agent_name"])
     base = RunConfig(agent=agent.Config())
-    config = settings.apply(base, stored)
+    config = settings.apply(base, stored, yaml_text=False)
     given = settings.flatten(overrides)
     changed = settings.apply(config, {"loop.budget" if k == "budget" else k: v for k, v in given.items()})
     forbidden = [line for line in settings.diff(config, changed) if not line.startswith(FREE_TO_CHANGE)]

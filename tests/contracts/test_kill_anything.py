@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from conftest import SMALL, Killer, contents
+from whole_runs import SMALL, Killer, contents
 
 import rayalign
 from rayalign.ledger import Ledger

@@ -1,0 +1,69 @@
+"""Whole runs on the smallest world there is: settings, what a run bought, and the means to hurt one."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from rayalign.ledger import Ledger
+
+SMALL = {
+    "loop.batch_size": 4,
+    "agent.pair_sampling": "keep",  # with few arms, pairs of distinct ones would leave most batches half empty
+    "rollout.engine": "transformers",
+    "rollout.num_replicas": 1,
+    "rollout.max_tokens": 3,
+    "rollout.temperature": 1.0,
+    "learner.learning_rate": 1e-2,
+    "learner.checkpoint_every": 3,
+    "evaluation.num_prompts": 4,
+    "evaluation.every": 16,
+    "evaluation.against": "initial",
+    "logging.progress": "off",
+}
+"""Settings that make a run of the tabular world last seconds."""
+
+
+def contents(run_dir: Path) -> list[tuple]:
+    """What a run bought, without times: the part of a ledger that equal seeds make equal."""
+    ledger = Ledger(run_dir / "ledger.arrow", read_only=True)
+    return [
+        (p.duel.id, p.duel.batch, p.duel.first.token_ids, p.duel.second.token_ids, p.duel.first.policy_version, p.label)
+        for p in ledger.preferences()
+    ]
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Ray worker processes of this test's cluster whose title contains `title`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills, once, the processes titled `title` when the ledger of `run_dir` holds `labels` labels."""
+
+    def __init__(self, run_dir: Path, title: str, labels: int) -> None:
+        super().__init__(daemon=True)
+        self.run_dir, self.title, self.labels, self.killed = run_dir, title, labels, []
+        self.start()
+
+    def run(self) -> None:
+        path = self.run_dir / "ledger.arrow"
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if path.exists() and Ledger(path, read_only=True).spent >= self.labels:
+                for process in processes(self.title):
+                    self.killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                if self.killed:
+                    return
+            time.sleep(0.05)
