@@ -146,6 +146,8 @@ class Collector:
             choices = agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
             duels, synthetic = self._duels(batch, prompts, candidates, choices)
             duels = duels[: self.env.remaining]  # the last batch of the budget is a short one
+        if batch == 0:
+            self._save_agent(observed=0)  # what `select` calibrated on candidates can't be had from the ledger
         with clock("label"):
             header = {"version": version, "published": self.window.published, "choices": len(choices)}
             with self.lock:
@@ -155,8 +157,8 @@ class Collector:
             bought: list[Preference] = [p for p in info["preferences"][: len(duels)] if p is not None]
         with clock("observe"):
             facts = agent.observe(batch, [*bought, *synthetic], self._rng(batch, OBSERVE))
-            if batch == 0 or (batch + 1) % config.loop.agent_checkpoint_every == 0:
-                self._save_agent(batch)
+            if (batch + 1) % config.loop.agent_checkpoint_every == 0:
+                self._save_agent(observed=batch + 1)
         with self.lock:
             self._remember(batch, tuple([*bought, *synthetic]), self.ledger.spent)
         self.window.add(batch)
@@ -290,8 +292,7 @@ class Collector:
         with self.lock:
             self.purchaser.recover()
         done = self.ledger.num_batches
-        saved = self._load_agent()
-        for batch in range(saved, done):
+        for batch in range(self._load_agent(), done):
             agent.observe(batch, self.ledger.batch(batch), self._rng(batch, OBSERVE))
         self.window.restart(collected=done)
         pinned = self.run_dir / "pinned"
@@ -313,27 +314,25 @@ class Collector:
         self._pools.append(pool)
         return pool
 
-    def _agent_folder(self, batch: int) -> Path:
-        return self.run_dir / "agent" / f"after-batch-{batch:06d}"
-
-    def _save_agent(self, batch: int) -> None:
-        folder = self._agent_folder(batch)
+    def _save_agent(self, observed: int) -> None:
+        """Checkpoint the agent's state after `observed` batches; it appears whole or not at all."""
+        folder = self.run_dir / "agent" / f"observed-{observed:06d}"
         partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        for path in (partial, folder):
+            shutil.rmtree(path, ignore_errors=True)
         partial.mkdir(parents=True)
         self.agent.save(partial)
-        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-        for old in sorted(folder.parent.glob("after-batch-??????"))[:-2]:
+        for old in sorted(folder.parent.glob("observed-??????"))[:-2]:
             shutil.rmtree(old)
 
     def _load_agent(self) -> int:
-        """Load the newest checkpoint of the agent; returns the first batch it has not observed."""
-        for folder in sorted((self.run_dir / "agent").glob("after-batch-??????"), reverse=True):
-            batch = int(folder.name[-6:])
-            if batch < self.ledger.num_batches:
+        """Load the newest checkpoint of the agent that the ledger vouches for; returns how many batches it observed."""
+        for folder in sorted((self.run_dir / "agent").glob("observed-??????"), reverse=True):
+            observed = int(folder.name[-6:])
+            if observed <= self.ledger.num_batches:
                 self.agent.load(folder)
-                return batch + 1
+                return observed
         return 0
 
     # ==== what the learner and the driver ask, from other threads ==============================================

@@ -21,7 +21,7 @@ def undisturbed(cluster, tmp_path_factory):
     return contents(rayalign.run("passive", "rayalign/Tabular-v0", budget=48, seed=3, run_dir=folder, **SMALL).path)
 
 
-@pytest.mark.parametrize("title", ["RolloutActor", "ServeReplica", "Collector", "RayTrainWorker"])
+@pytest.mark.parametrize("title", ["ray::Replica", "ray::ServeReplica", "ray::Collector", "ray::RayTrainWorker"])
 def test_a_killed_part_changes_nothing_that_was_or_will_be_bought(title, undisturbed, small_run, tmp_path):
     killer = Killer(tmp_path / "run", title, labels=14)
     result = small_run(budget=48)
