@@ -1,8 +1,8 @@
 """Sampling with plain `transformers`: for machines without vLLM, and fast on tiny models.
 
-    prompts -> sorted by length -> batches -> prefill once per prompt -> cache repeated n times -> decode
-                                                                           ^                        |
-                                                                           +-- finished rows leave -+
+    prompts -> sorted by length -> batches -> prefill once per prompt -> decode n rows per prompt -+
+                                                                           ^                       |
+                                                                           +- finished rows leave -+
 
 A prompt's random numbers are drawn from its own seed before its batch is known, so what is sampled depends on the
 batching only where rounding does.
@@ -38,11 +38,14 @@ class TransformersEngine:
         device: str = "cpu",
         max_batch_tokens: int = 65_536,
     ) -> None:
+        from rayalign.rollout.kv_cache import shares_prefix
+
         self._dir, self._device, self._max_batch_tokens = Path(policy_dir), torch.device(device), max_batch_tokens
         self.tokenizer = load_tokenizer(policy_dir)
         self.eos_ids = eos_token_ids(policy_dir, self.tokenizer)
         self._context = context_length(policy_dir)
         self._model = _load_model(self._dir, dtype, self._device)
+        self._shares_prefix = shares_prefix(self._model.config)
         self._peft: Any = None
         self._on_initial_policy = True
         self._version = 0
@@ -89,17 +92,24 @@ class TransformersEngine:
         """One batch from prefill to the last end-of-sequence."""
         from transformers import DynamicCache
 
+        from rayalign.rollout.kv_cache import SharedPrefixCache, repeat_with_room
+
         device, n = self._device, sampling.n
         rows = len(prompts) * n
         ids, mask = _left_pad(prompts, device)
-        cache = DynamicCache(config=self._model.config)
+        cache: Any = DynamicCache(config=self._model.config)
         # Positions count from the first real token; padded places repeat position 0 and are masked.
         position = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        uniform = bool(mask.all())
-        logits = self._forward(ids, None if uniform else mask, position, cache)
+        logits = self._forward(ids, mask, position, cache)
         owner = torch.arange(len(prompts), device=device).repeat_interleave(n)
-        _give_room(cache, owner, sampling.max_tokens - 1)
-        logits, mask, position = logits[owner], mask[owner], position[owner, -1:]
+        if self._shares_prefix:
+            cache = SharedPrefixCache(cache, mask, n, sampling.max_tokens - 1)
+            # The cache masks by itself; a mask of four dimensions is one that transformers leaves alone.
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        else:
+            repeat_with_room(cache, owner, sampling.max_tokens - 1)
+            mask = mask[owner]
+        logits, position = logits[owner], position[owner, -1:]
         noise_RT = None if noise_PNT is None else noise_PNT.reshape(rows, -1).to(device)
 
         is_eos = torch.zeros(max(logits.shape[-1], max(self.eos_ids) + 1), dtype=torch.bool, device=device)
@@ -122,10 +132,14 @@ class TransformersEngine:
             if left <= 0.8 * len(row):  # copying the cache costs about a step: not for every row that ends
                 keep = going.nonzero()[:, 0]
                 cache.reorder_cache(keep)
-                row, token, mask, position = row[keep], token[keep], mask[keep], position[keep]
+                row, token, position = row[keep], token[keep], position[keep]
+                mask = mask if self._shares_prefix else mask[keep]
             position = position + 1
-            mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
-            logits = self._forward(token[:, None], None if uniform else mask, position, cache)
+            if not self._shares_prefix:
+                mask = torch.cat([mask, mask.new_ones(len(row), 1)], dim=1)
+            logits = self._forward(token[:, None], mask, position, cache)
+            if t == 0 and self._shares_prefix:
+                cache.check_used()
         return self._candidates(n, tokens, logprobs, lengths, finished)
 
     def _forward(self, ids: Tensor, mask: Tensor | None, position: Tensor, cache: Any) -> Tensor:
@@ -249,27 +263,17 @@ def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
 
 
 def _load_model(path: Path, dtype: str, device: torch.device) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from rayalign.rollout.kv_cache import ATTENTION, shares_prefix
+
+    settings: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-        )
+        if shares_prefix(AutoConfig.from_pretrained(str(path))):
+            settings["attn_implementation"] = ATTENTION
+        model = AutoModelForCausalLM.from_pretrained(str(path), **settings)
     except Exception as error:
         raise DataError(f"policy={str(path)!r}: its model can't be loaded: {error}") from error
     if model.dtype == torch.float16 and device.type == "cpu":
         model = model.float()
     return model.to(device).eval().requires_grad_(False)
-
-
-def _give_room(cache: Any, owner: Tensor, room: int) -> None:
-    """Repeat each prompt's cache for its samples, with room for `room` more tokens where the layer allows it."""
-    from transformers.cache_utils import DynamicLayer
-
-    from rayalign.rollout.kv_cache import RoomyLayer
-
-    for i, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[i] = RoomyLayer(layer, owner, room)
-        else:  # sliding windows, linear attention: they know how to repeat themselves
-            layer.reorder_cache(owner)

@@ -13,7 +13,7 @@ Of an adapter: every value in the slots that vLLM computes with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,7 +52,8 @@ class WorkerExtension:
 
 def repack_tied(model: torch.nn.Module) -> None:
     """Renew what vLLM 0.32 forgets on a CPU: an output matrix tied to the embeddings keeps its old repacked copy."""
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and isinstance(weight, Tensor) and weight.numel():
             module.quant_method.process_weights_after_loading(module)
@@ -99,7 +100,7 @@ def find_adapter_difference(manager: Any, weights: Weights, adapter_id: int) -> 
     if adapter_id not in manager.lora_index_to_id:
         return f"adapter {adapter_id} is not active"
     slot = manager.lora_index_to_id.index(adapter_id)
-    config = dict(weights.adapter or {})
+    config: dict[str, Any] = dict(weights.adapter or {})
     rank = int(config["r"])
     scaling = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     sent = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.tensors()}

@@ -65,7 +65,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().to("cpu").contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy())
+        digest.update((tensor if tensor.ndim else tensor.reshape(1)).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -108,6 +108,12 @@ def changed_weights(path: Path, version: int, seed: int = 7) -> Weights:
     return pack(version, state)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny matrices gain nothing from more, and lose much where cores are shared."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return lambda **settings: save_policy(tmp_path_factory.mktemp("policy"), **settings)

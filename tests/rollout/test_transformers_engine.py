@@ -45,6 +45,29 @@ def test_logprobs_are_those_of_the_distribution_that_was_sampled(engine, policy,
             torch.testing.assert_close(torch.tensor(candidate.logprobs), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "mistral with a sliding window"])
+def test_other_architectures_give_the_logprobs_of_a_whole_forward_pass(tmp_path, policy, prompts, kind):
+    from transformers import GPT2Config, MistralConfig, Qwen3Config
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "eos_token_id": 1}
+    grouped = {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    config = {
+        "qwen3": lambda: Qwen3Config(**sizes, **grouped),
+        "gpt2": lambda: GPT2Config(vocab_size=67, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=1),
+        "mistral with a sliding window": lambda: MistralConfig(**sizes, **grouped, sliding_window=6),
+    }[kind]()
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text((policy / file).read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    engine = TransformersEngine(tmp_path)
+    for prompt, group in zip(prompts, engine.generate(prompts, SAMPLING, seed=1), strict=True):
+        for candidate in group:
+            expected = forward_logprobs(model, prompt, candidate, temperature=0.8)
+            torch.testing.assert_close(torch.tensor(candidate.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_greedy_decoding_is_that_of_transformers_generate_and_reports_logprobs_at_temperature_one(
     engine, policy, prompts
 ):
