@@ -5,6 +5,7 @@ Everything is exact and small, so that the whole loop (engines, oracle, learner)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rayalign.types import Prompt
 _VERSION = 1  # of the policy's checkpoint: part of its name in the cache
 _HIDDEN = 64  # one head of this size, which every attention kernel of vLLM has
 _TRAINING, _HELDOUT = "choose", "pick"  # held-out prompts put the same question in another word
+_PROMPT = re.compile(rf"(?:{_TRAINING}|{_HELDOUT}) for c([0-9]+)")
 
 
 class Tabular(World):
@@ -92,11 +94,10 @@ class Tabular(World):
         return float(self._utilities(prompt).max())
 
     def _utilities(self, prompt: Prompt) -> np.ndarray:
-        word, *_, context = prompt.text.split() or [""]
-        number = context[1:] if word in (_TRAINING, _HELDOUT) and context.startswith("c") else ""
-        if not number.isdecimal() or int(number) >= self.num_prompts:
+        found = _PROMPT.fullmatch(prompt.text)
+        if not found or int(found[1]) >= self.num_prompts:
             raise DataError(f"prompt {prompt.text!r} is not of {self.id}; its prompts read 'choose for c0'.")
-        return self.utilities_PN[int(number)]
+        return self.utilities_PN[int(found[1])]
 
     # -- what a run needs beside the prompts ----------------------------------------------------------------------
     def default_policy(self) -> str:
