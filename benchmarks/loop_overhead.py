@@ -1,4 +1,4 @@
-"""What the loop itself costs: collector, oracle under Serve, ledger and stream, with engines and a learner that do nothing.
+"""The loop's own cost: collector, oracle under Serve, ledger and stream; engines and learner do nothing.
 
     python benchmarks/loop_overhead.py [--batches 200] [--batch-size 128] [--max-staleness 1]
 
@@ -42,8 +42,11 @@ class NoPool:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, seed: int) -> list[list[Candidate]]:
         """`sampling.n` different candidates of 64 tokens for each prompt."""
-        one = Candidate(text="", token_ids=TOKENS, logprobs=(0.5,) * 64, policy_version=self.version)
-        return [[replace(one, text=f"answer {seed} {p} {i}") for i in range(sampling.n)] for p in range(len(prompts))]
+        one = Candidate(text="", token_ids=(), logprobs=(0.5,) * 64, policy_version=self.version)
+        return [
+            [replace(one, text=f"answer {seed} {p} {i}", token_ids=(p, i, *TOKENS[2:])) for i in range(sampling.n)]
+            for p in range(len(prompts))
+        ]
 
     def sync(self, weights: Weights) -> None:
         """Run the new version."""
@@ -100,7 +103,9 @@ def main() -> None:
             rollout=RolloutConfig(engine="transformers", num_replicas=0),
             evaluation=EvaluationConfig(every=0, at_start=False, num_prompts=1, against="initial"),
         )
-        oracle = start_oracle(config.oracle, oracle_factory(config.oracle, world), name="oracle", journal_dir=f"{folder}/o")
+        oracle = start_oracle(
+            config.oracle, oracle_factory(config.oracle, world), name="oracle", journal_dir=f"{folder}/o"
+        )
         collector = CollectorClient.start(config, world, make_agent("passive"), oracle, oracle, kind=BareCollector)
         seconds = ray.get(learner_that_does_nothing.remote(collector), timeout=600)
         collector.raise_failure()

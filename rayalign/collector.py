@@ -35,14 +35,13 @@ from rayalign.env.dueling_bandit import DuelingBanditVector
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.env.wrappers import LabelBudgetVector
-from rayalign.errors import OracleError, RayalignError, WaitError
+from rayalign.errors import OracleError, RayalignError
 from rayalign.heldout import HeldOut
-from rayalign.learner.stream import EndOfStream, PleasePublish
+from rayalign.learner.stream import EndOfStream, PleasePublish, Span
 from rayalign.ledger import Ledger
 from rayalign.logs import RunLog
 from rayalign.purchase import Purchaser
 from rayalign.rollout.encode import PromptEncoder
-from rayalign.rollout.engine import Sampling
 from rayalign.rollout.pool import RolloutPool
 from rayalign.rollout.weights import Weights, load_weights, save_weights
 from rayalign.run_config import RunConfig
@@ -73,6 +72,7 @@ class Collector:
         )
         self.oracle, self.eval_oracle = oracle, eval_oracle
         self.window = Window()
+        self.table: Sequence[Prompt] = ()
         self.phase = "starting"
         self.error: str | None = None
         self.failure: BaseException | None = None
@@ -107,12 +107,12 @@ class Collector:
             if stalled >= self.config.loop.max_stalled_batches:
                 if failed:
                     raise OracleError(
-                        f"the oracle {self.oracle.id} gave no usable verdict in {stalled} batches in a row; nothing was "
-                        "charged for them. Look at its log (failures are in the ledger), then `rayalign resume`."
+                        f"the oracle {self.oracle.id} gave no usable verdict in {stalled} batches in a row; nothing "
+                        "was charged for them. Look at its log (failures are in the ledger), then `rayalign resume`."
                     )
                 self.warning = (
-                    f"stopped early at {self.ledger.spent} of {self.config.loop.budget} labels: the agent asked for none "
-                    f"in {stalled} batches in a row, as a policy does whose samples have all become the same text."
+                    f"stopped early at {self.ledger.spent} of {self.config.loop.budget} labels: the agent asked for "
+                    f"none in {stalled} batches in a row, as a policy does whose samples have all become the same text."
                 )
                 log.warning(self.warning)
                 break
@@ -193,7 +193,11 @@ class Collector:
     def _sync(self, newest: int | None) -> None:
         """Give the pool the newest weights, unless the agent wants it to stay where it is."""
         weights = self.window.weights
-        if weights is None or weights.version <= self.pool.version or (newest is not None and newest <= self.pool.version):
+        if (
+            weights is None
+            or weights.version <= self.pool.version
+            or (newest is not None and newest <= self.pool.version)
+        ):
             return
         if newest is not None:
             assert weights.version <= newest, f"published {weights.version} has passed the agent's window, {newest}"
@@ -211,7 +215,11 @@ class Collector:
         return groups
 
     def _duels(
-        self, batch: int, prompts: Sequence[Prompt], candidates: Sequence[Sequence[Candidate]], choices: Sequence[Choice]
+        self,
+        batch: int,
+        prompts: Sequence[Prompt],
+        candidates: Sequence[Sequence[Candidate]],
+        choices: Sequence[Choice],
     ) -> tuple[list[Duel], list[Preference]]:
         """Choices as duels to buy and as the agent's own preferences."""
         duels: list[Duel] = []
@@ -236,7 +244,9 @@ class Collector:
                 statistics[name] = float(np.mean(np.asarray(info[name])[asked]))
         if self.world.has_truth:
             wins = [
-                0.5 + 0.5 * np.sign(self.world.reward(p.duel.prompt, shown.text) - self.world.reward(p.duel.prompt, reference))
+                0.5
+                + 0.5
+                * np.sign(self.world.reward(p.duel.prompt, shown.text) - self.world.reward(p.duel.prompt, reference))
                 for p in bought
                 if (reference := p.duel.prompt.reference) is not None
                 for shown in (p.duel.first, p.duel.second)
@@ -302,7 +312,7 @@ class Collector:
         bandit = DuelingBanditVector(self.world, num_envs=num_prompts, labeler=self.purchaser)
         self.env = LabelBudgetVector(bandit, budget=config.loop.budget, spent=self.ledger.spent)
         _, info = self.env.reset(seed=config.loop.seed, options={"index": done * num_prompts})
-        self.table: Sequence[Prompt] = info["prompts"]
+        self.table = info["prompts"]
         if self.pool.version == 0:
             self.heldout.prepare(self.pool)
         if done == 0 and self.heldout.due(0):
@@ -346,7 +356,7 @@ class Collector:
             return EndOfStream() if there is False else None
         return self._train_batch(index)
 
-    def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[tuple[str, float, float]] = ()) -> None:
+    def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[Span] = ()) -> None:
         """See `learner.stream.BatchSource`."""
         self.window.publish(weights)
         batch = weights.version - 1
@@ -401,4 +411,3 @@ class Collector:
         for pool in self._pools:
             pool.close()
         self.log.close()
-

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from rayalign.collector import Collector
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import WaitError
-from rayalign.learner.stream import EndOfStream, PleasePublish
+from rayalign.learner.stream import EndOfStream, PleasePublish, Span
 from rayalign.rollout.weights import Weights
 from rayalign.run_config import RunConfig
 from rayalign.types import TrainBatch
@@ -65,9 +66,9 @@ class CollectorClient:
             "Look at the collector's log, or raise learner.batch_timeout_s."
         )
 
-    def publish(self, weights: Weights, metrics: Mapping[str, float]) -> None:
+    def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[Span] = ()) -> None:
         """See `learner.stream.BatchSource`. The weights travel through the object store."""
-        self._call("publish", CALL_TIMEOUT_S, weights, dict(metrics))
+        self._call("publish", CALL_TIMEOUT_S, weights, dict(metrics), list(spans))
 
     def status(self, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, Any]:
         """The collector's snapshot of itself."""
@@ -80,10 +81,8 @@ class CollectorClient:
 
     def close(self) -> None:
         """Stop engines and actor."""
-        try:
+        with contextlib.suppress(WaitError, RayActorError):  # it is killed all the same
             self._call("close", 30.0)
-        except (WaitError, RayActorError):
-            pass  # it is killed all the same
         ray.kill(self.actor, no_restart=True)
 
     def _call(self, method: str, timeout_s: float, *arguments: Any) -> Any:

@@ -126,8 +126,9 @@ class HeldOut:
         }
         self.purchaser.commit(None, list(duels.values()), [])
         labels = dict(zip(duels, self.purchaser.label(list(duels.values())), strict=True))
-        scores = [0.5 if i not in labels else labels[i].label if labels[i] else None for i in range(len(answers))]
-        return np.array([score for score in scores if score is not None], dtype=float)
+        failed = {i for i, preference in labels.items() if preference is None}
+        known = {i: preference.label for i, preference in labels.items() if preference is not None}
+        return np.array([known.get(i, 0.5) for i in range(len(answers)) if i not in failed], dtype=float)
 
     def _write_samples(self, labels: int, answers: Sequence[Candidate], opponents: Sequence[Candidate]) -> None:
         with (self.run_dir / SAMPLES).open("a") as file:

@@ -25,14 +25,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import gymnasium
 import ray
+from ray import cloudpickle
 
 from rayalign import config as settings
 from rayalign.agents import agent_class, make_agent
 from rayalign.agents.agent import Agent
-from rayalign.collector import Collector
 from rayalign.collector_client import CollectorClient
 from rayalign.env import make_world
 from rayalign.env.world import World
@@ -194,14 +193,14 @@ def _prepare(
     config = settings.apply(config, given)
     policy = str(policy or config.policy or world.default_policy() or "")
     if not policy:
-        raise ConfigError(f"policy is not set, and {config.env} has no policy of its own; name a Hugging Face directory or id.")
+        raise ConfigError(
+            f"policy is not set, and {config.env} has no policy of its own; name a Hugging Face directory or id."
+        )
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(run_dir or config.run_dir or f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}")
     config = replace(config, policy=str(resolve_policy(policy)), run_dir=str(folder.absolute()))
     _validate(config, world)
-    return _Plan(
-        config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given)
-    )
+    return _Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
 
 def _validate(config: RunConfig, world: World) -> None:
@@ -230,7 +229,9 @@ def _execute(plan_: _Plan) -> Result:
         judge = oracle
         if config.evaluation.oracle is not None:
             factory = oracle_factory(config.evaluation.oracle, plan_.world)
-            judge = start_oracle(config.evaluation.oracle, factory, name=apps[1], journal_dir=folder / "oracle-evaluation")
+            judge = start_oracle(
+                config.evaluation.oracle, factory, name=apps[1], journal_dir=folder / "oracle-evaluation"
+            )
         collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
         setup = LearnerSetup(
             agent=plan_.agent,

@@ -49,8 +49,8 @@ def plan(config: RunConfig, cluster: Mapping[str, float], set_by_user: Collectio
     gpus, have_gpus = sum(s.processes * s.gpus for s in asked), cluster.get("GPU", 0.0)
     if gpus > have_gpus + 1e-9:
         raise ResourceError(
-            f"the run asks for {gpus:g} GPUs, but the cluster has {have_gpus:g}: {table}. Lower the gpus_per_... settings "
-            "(fractions collocate roles on one GPU), or add nodes."
+            f"the run asks for {gpus:g} GPUs, but the cluster has {have_gpus:g}: {table}. Lower the gpus_per_... "
+            "settings (fractions collocate roles on one GPU), or add nodes."
         )
     have = cluster.get("CPU", 0.0)
     fixed = sum(s.processes * s.cpus for s in asked if s.setting in set_by_user)

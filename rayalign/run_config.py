@@ -23,7 +23,7 @@ class LoopConfig:
     batch_size: int = 32
     """Duels per batch, hence per gradient step; the last batch of the budget may be smaller."""
     max_staleness: int = 0
-    """Batches that generation may be ahead of learning. 0: strictly on-policy, reproducible. 1: generate while learning."""
+    """Batches that generation may be ahead of learning. 0: strictly on-policy, reproducible. 1: both at once."""
     seed: int = 0
     """Of prompts' order, sampling, selection and Bernoulli labels."""
     epochs: int = 1
@@ -46,7 +46,9 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name}={getattr(self, name)} must be at least 1.")
         if self.max_staleness < 0:
-            raise ConfigError(f"loop.max_staleness={self.max_staleness} must not be negative; 0 is the synchronous loop.")
+            raise ConfigError(
+                f"loop.max_staleness={self.max_staleness} must not be negative; 0 is synchronous."
+            )
         if self.seed < 0:
             raise ConfigError(f"loop.seed={self.seed} must not be negative.")
 

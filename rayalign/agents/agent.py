@@ -69,7 +69,7 @@ class Choice:
     first: int
     second: int
     label: float | None = None
-    """None: buy a label. A number (1.0 first wins, 0.0 second wins): the agent's own label, never shown to the oracle."""
+    """None: buy a label. A number (1.0: first wins, 0.0: second wins): the agent's own, never shown to the oracle."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able facts about the choice (acquisition value, member, ...); stored in the ledger."""
 

@@ -9,6 +9,9 @@ from typing import Protocol
 from rayalign.rollout.weights import Weights
 from rayalign.types import TrainBatch
 
+Span = tuple[str, float, float]
+"""A stage of the learner's work, its start and its end in unix seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndOfStream:
@@ -29,8 +32,8 @@ class BatchSource(Protocol):
         Raises `WaitError`, which says what was waited for, after `timeout_s`.
         """
 
-    def publish(self, weights: Weights, metrics: Mapping[str, float]) -> None:
-        """Offer weights to the rollout pool, with the numbers of the update that made them. Called by rank 0."""
+    def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[Span] = ()) -> None:
+        """Offer weights to the rollout pool, with numbers and times of the update that made them. Called by rank 0."""
 
 
 class ListSource:
@@ -44,6 +47,6 @@ class ListSource:
         """The batch from the list, or the end; never waits."""
         return self.batches[index] if index < len(self.batches) else EndOfStream()
 
-    def publish(self, weights: Weights, metrics: Mapping[str, float]) -> None:
+    def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[Span] = ()) -> None:
         """Keep what was published in `published` (of this process's copy)."""
         self.published.append((weights, metrics))

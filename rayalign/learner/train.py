@@ -113,6 +113,7 @@ class _Worker:
         self.saved_version = 0
         self.metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.spans: list[tuple[str, float, float]] = []
         self._resume()
 
     def run(self) -> dict[str, Any]:
@@ -170,8 +171,9 @@ class _Worker:
         with self._timed("publish"):
             weights = self._weights()
             if weights is not None:
-                self.setup.source.publish(weights, metrics)
-            self.seconds = {}
+                self.setup.source.publish(weights, metrics, self.spans)
+                self.seconds = {}
+            self.spans = []
 
     def _weights(self) -> Weights | None:
         """The current version, packed; None on every worker but the first."""
@@ -251,9 +253,10 @@ class _Worker:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = time.time()  # on the clock of the collector's spans, to be drawn side by side
         yield
-        self.seconds[stage] = time.perf_counter() - start
+        self.spans.append((stage, start, time.time()))
+        self.seconds[stage] = time.time() - start
 
 
 # ==== in the driver ============================================================================================

@@ -5,8 +5,8 @@ import re
 
 import pyarrow.compute as pc
 import pytest
-from whole_runs import SMALL, contents
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from whole_runs import SMALL, contents
 
 import rayalign
 from rayalign.errors import ConfigError
@@ -23,7 +23,10 @@ def finished(cluster, tmp_path_factory):
 def test_labels_charged_equal_rows_labelled_equal_answers_given_equal_the_budget(finished):
     ledger = Ledger(finished.path / "ledger.arrow", read_only=True)
     answers = [
-        json.loads(line) for file in (finished.path / "oracle").glob("*") for line in file.read_text().splitlines() if line
+        json.loads(line)
+        for file in (finished.path / "oracle").glob("*")
+        for line in file.read_text().splitlines()
+        if line
     ]
     rows = [p.duel.id for p in ledger.preferences()]
     evaluation = Ledger(finished.path / "evaluation.arrow", read_only=True)
@@ -65,12 +68,12 @@ def test_a_finished_run_is_read_back_and_not_run_again(finished):
 
 
 def test_a_run_directory_that_holds_a_run_is_refused(finished, small_run):
-    with pytest.raises(ConfigError, match="already holds a run.*rayalign resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*rayalign resume"):
         small_run(run_dir=finished.path)
 
 
 def test_resume_refuses_settings_that_change_what_the_labels_mean(finished):
-    with pytest.raises(ConfigError, match="agent.beta"):
+    with pytest.raises(ConfigError, match=r"agent\.beta"):
         rayalign.resume(finished.path, **{"agent.beta": 0.2})
 
 

@@ -84,7 +84,7 @@ class Shelf:
             return None
         return self.batches[index] if index < len(self.batches) else EndOfStream()
 
-    def publish(self, weights, metrics):
+    def publish(self, weights, metrics, spans=()):
         self.published[weights.version] = weights
         if metrics.get("loss") is not None:
             self.metrics[weights.version] = metrics
@@ -112,7 +112,7 @@ class ShelfSource:
             time.sleep(0.05)
         return reply
 
-    def publish(self, weights, metrics):
+    def publish(self, weights, metrics, spans=()):
         import ray
 
         ray.get(self.shelf.publish.remote(weights, dict(metrics)), timeout=60)
