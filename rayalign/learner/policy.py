@@ -169,7 +169,7 @@ def validate(config: LearnerConfig, policy_dir: str | Path) -> None:
 def _validate_adapters(settings: LoraSettings, policy_dir: str | Path) -> None:
     if settings.alpha <= 0 or not 0 <= settings.dropout < 1:
         raise ConfigError(
-            f"learner.lora.alpha={settings.alpha} must be positive, and learner.lora.dropout={settings.dropout} in [0, 1)."
+            f"learner.lora.alpha={settings.alpha} must be positive, learner.lora.dropout={settings.dropout} in [0, 1)."
         )
     targets = lora_targets(settings)
     if targets == "all-linear":
@@ -194,5 +194,5 @@ def _validate_adapters(settings: LoraSettings, policy_dir: str | Path) -> None:
         if tied and any(modules[name] in (head, embedding) for name in found):
             raise ConfigError(
                 f"learner.lora.target_modules names {target!r}, whose weights input and output embeddings share: "
-                "an adapter on one of them can't be merged. Name other modules, or use 'all-linear', which leaves it out."
+                "an adapter on one can't be merged. Name other modules, or use 'all-linear', which leaves it out."
             )

@@ -51,8 +51,12 @@ class Strategy:
         ]
         return make_adamw(self.masters, self.config)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add gradients; `last` in this step."""
+    def logprobs(self, micro: MicroBatch, last: bool) -> Tensor:
+        """Summed response log-probabilities of a micro-batch's rows, `R`, for `backward`; `last` of this step?"""
+        return self.module(*self.on_device(micro))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add gradients to those of this step."""
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
@@ -115,10 +119,6 @@ class Strategy:
         self.optimizer.load_state_dict(state["optimizer"])
 
     # -- the same for all --------------------------------------------------------------------------------------
-    def logprobs(self, micro: MicroBatch) -> Tensor:
-        """Summed response log-probabilities of a micro-batch's rows under the policy, `R`, with gradients."""
-        return self.module(*self.on_device(micro))
-
     def on_device(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of `PolicyModule.forward`."""
         tensors = (micro.input_ids_RT, micro.attention_mask_RT, micro.response_mask_RT)
@@ -142,14 +142,14 @@ class Ddp(Strategy):
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.policy, device_ids=devices)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Gradients are exchanged only in the last one."""
-        self.module.require_backward_grad_sync = last
-        (loss * self.world_size).backward()
+    def logprobs(self, micro: MicroBatch, last: bool) -> Tensor:
+        """Gradients are exchanged in the last backward only, which DDP wants to know before its forward."""
+        with contextlib.nullcontext() if last else self.module.no_sync():
+            return super().logprobs(micro, last)
 
-    def logprobs(self, micro: MicroBatch) -> Tensor:
-        """See `Strategy.logprobs`."""
-        return self.module(*self.on_device(micro))
+    def backward(self, loss: Tensor) -> None:
+        """DDP averages over workers."""
+        super().backward(loss * self.world_size)
 
 
 class DeepSpeed(Strategy):
@@ -198,7 +198,7 @@ class DeepSpeed(Strategy):
     def _shards_weights(self) -> bool:
         return self.config.strategy == "zero3"
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         """DeepSpeed averages over workers too."""
         self.module.backward(loss * self.world_size)
 
@@ -228,7 +228,8 @@ class DeepSpeed(Strategy):
         settings = self._settings()
         settings["zero_optimization"].pop("offload_optimizer", None)
         engine, *_ = deepspeed.initialize(model=module, config=settings)
-        return engine.eval()
+        engine.eval()
+        return engine
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's own checkpoint: each worker writes its shards."""

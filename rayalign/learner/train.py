@@ -112,8 +112,7 @@ class _Worker:
         self.version = 0
         self.saved_version = 0
         self.metrics: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
-        self.spans: list[tuple[str, float, float]] = []
+        self.spans: list[Span] = []  # of work since weights were last offered
         self._resume()
 
     def run(self) -> dict[str, Any]:

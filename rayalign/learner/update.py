@@ -67,7 +67,7 @@ def update(
     parts = micro_batches(preferences, everything, strategy.rank, strategy.world_size, config.micro_batch_tokens)
     mine: list[_Row] = []
     for number, part in enumerate(parts):
-        logprob_R = strategy.logprobs(part)
+        logprob_R = strategy.logprobs(part, last=number == len(parts) - 1)
         if part.indices:
             pairs = pair_logprobs([preferences[i] for i in part.indices], logprob_R, references)
             loss_B = duel_losses(agent, pairs)
@@ -76,7 +76,7 @@ def update(
             share = loss_B.sum() / len(preferences)
         else:
             share = logprob_R.sum() * 0.0
-        strategy.backward(share, last=number == len(parts) - 1)
+        strategy.backward(share)
     rows = [row for theirs in strategy.gather(mine) for row in theirs]
     bad = sorted(row.duel for row in rows if not math.isfinite(row.loss))
     if bad:
