@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rayalign.errors import DataError, WeightSyncError
 
+_HEADER = "rayalign"
 _STORED_AS = {torch.bfloat16: torch.int16}  # numpy has no bfloat16: its bits travel as int16
 
 
@@ -111,21 +113,16 @@ def copy_into(weights: Weights, live: Mapping[str, Tensor]) -> None:
             live[name].copy_(tensor)
 
 
-def save_weights(weights: Weights, folder: str | Path) -> None:
-    """Write them to `folder`, replacing what is there in one step: a crash leaves the old or the new, never half."""
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(dict(weights.tensors()), partial / "weights.safetensors")
+def save_weights(weights: Weights, path: str | Path) -> None:
+    """Write them as one safetensors file, replacing what is there in one step: a crash leaves the old or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"version": weights.version, "checksum": weights.checksum, "adapter": weights.adapter}
-    (partial / "weights.json").write_text(_json(header))
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(dict(weights.tensors()), partial, metadata={_HEADER: _json(header)})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def write_adapter(weights: Weights, folder: str | Path) -> None:
@@ -134,20 +131,18 @@ def write_adapter(weights: Weights, folder: str | Path) -> None:
     (Path(folder) / "adapter_config.json").write_text(_json(weights.adapter))
 
 
-def load_weights(folder: str | Path) -> Weights:
+def load_weights(path: str | Path) -> Weights:
     """Read what `save_weights` wrote. `DataError` if it is not there or its checksum is not the one written."""
-    folder = Path(folder)
-    if not folder.exists():  # a crash between the two renames of `save_weights`
-        folder = folder.with_name(folder.name + ".old")
     try:
-        header = json.loads((folder / "weights.json").read_text())
-        state = load_file(folder / "weights.safetensors")
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()[_HEADER])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except Exception as error:
-        raise DataError(f"{str(folder)!r} does not hold saved weights: {error}") from error
+        raise DataError(f"{str(path)!r} does not hold saved weights: {error}") from error
     weights = pack(header["version"], state, header["adapter"])
     if weights.checksum != header["checksum"]:
         raise DataError(
-            f"{str(folder)!r}: the weights' checksum is not the one they were saved with; the file is damaged."
+            f"{str(path)!r}: the weights' checksum is not the one they were saved with; the file is damaged."
         )
     return weights
 

@@ -59,14 +59,6 @@ def test_what_is_saved_is_what_is_loaded_and_replaces_what_was_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["pinned"]
 
 
-def test_a_crash_between_the_two_renames_leaves_the_old_weights(tmp_path):
-    save_weights(pack(1, state()), tmp_path / "pinned")
-    (tmp_path / "pinned").rename(tmp_path / "pinned.old")
-    assert load_weights(tmp_path / "pinned").version == 1
-    save_weights(pack(2, state()), tmp_path / "pinned")
-    assert load_weights(tmp_path / "pinned").version == 2
-
-
 def test_a_damaged_or_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="does not hold saved weights"):
         load_weights(tmp_path / "pinned")
