@@ -160,18 +160,18 @@ class _Worker:
             for _ in range(self.config.updates_per_batch):
                 self.metrics = update(self.strategy, self.agent, batch, references, self.config, rate)
         if self.metrics:
-            spent = self.seconds["learn"] + self.seconds["reference"]
+            spent = sum(self._seconds(stage) for stage in ("learn", "reference"))
             self.metrics["tokens_per_s"] = batch_tokens(batch.preferences) * self.config.updates_per_batch / spent
         self.version += 1
 
     def _publish(self) -> None:
         """Offer the current weights; with them the seconds by stage since they were last offered."""
-        metrics = self.metrics | {f"seconds/{stage}": value for stage, value in self.seconds.items()}
+        stages = {stage for stage, _, _ in self.spans}
+        metrics = self.metrics | {f"seconds/{stage}": self._seconds(stage) for stage in stages}
         with self._timed("publish"):
             weights = self._weights()
             if weights is not None:
                 self.setup.source.publish(weights, metrics, self.spans)
-                self.seconds = {}
             self.spans = []
 
     def _weights(self) -> Weights | None:
@@ -255,7 +255,9 @@ class _Worker:
         start = time.time()  # on the clock of the collector's spans, to be drawn side by side
         yield
         self.spans.append((stage, start, time.time()))
-        self.seconds[stage] = time.time() - start
+
+    def _seconds(self, stage: str) -> float:
+        return sum(end - start for name, start, end in self.spans if name == stage)
 
 
 # ==== in the driver ============================================================================================
