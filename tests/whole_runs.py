@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from rayalign.errors import LedgerError
 from rayalign.ledger import Ledger
 
 SMALL = {
@@ -36,6 +37,14 @@ def contents(run_dir: Path) -> list[tuple]:
     ]
 
 
+def spent(path: Path) -> int:
+    """Labels in a ledger that may not be there yet."""
+    try:
+        return Ledger(path, read_only=True).spent if path.exists() else 0
+    except LedgerError:  # made, and its first bytes not yet written
+        return 0
+
+
 def processes(title: str) -> list[psutil.Process]:
     """Ray worker processes of this test's cluster whose title contains `title`."""
     found = []
@@ -60,7 +69,7 @@ class Killer(threading.Thread):
         path = self.run_dir / "ledger.arrow"
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
-            if path.exists() and Ledger(path, read_only=True).spent >= self.labels:
+            if spent(path) >= self.labels:
                 for process in processes(self.title):
                     self.killed.append(process.pid)
                     os.kill(process.pid, signal.SIGKILL)

@@ -44,7 +44,7 @@ from rayalign.learner.policy import (
 )
 from rayalign.learner.reference import Reference
 from rayalign.learner.strategies import make_strategy
-from rayalign.learner.stream import BatchSource, EndOfStream, PleasePublish
+from rayalign.learner.stream import BatchSource, EndOfStream, PleasePublish, Span
 from rayalign.learner.update import batch_tokens, learning_rate, update
 from rayalign.rollout.weights import Weights, pack
 from rayalign.types import TrainBatch

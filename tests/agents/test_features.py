@@ -73,7 +73,7 @@ def test_prompt_is_read_once_for_all_its_responses(policy, box):
         lambda model, args, kwargs: tokens.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     features([box.prompt(0, 40)] * 20, [box.response(i, i + 1) for i in range(20)])
-    assert tokens == [(1, 48), (20, 16)]
+    assert tokens == [(1, 40), (20, 8)]
 
 
 def test_forwards_are_length_sorted_and_within_the_token_budget(policy, box):
@@ -83,7 +83,7 @@ def test_forwards_are_length_sorted_and_within_the_token_budget(policy, box):
         lambda model, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     features([box.prompt(0)] * 20, [box.response(*range(i, i + (2 if i % 2 else 30))) for i in range(20)])
-    assert shapes == [(1, 16), (5, 32), (5, 32), (8, 16), (2, 16)]
+    assert shapes == [(1, 8), (6, 32), (4, 32), (10, 8)]
 
 
 def test_cache_is_bounded_and_forgets_the_oldest(policy, box):

@@ -8,10 +8,9 @@ import time
 
 import psutil
 import pytest
-from whole_runs import SMALL, Killer, contents
+from whole_runs import SMALL, Killer, contents, spent
 
 import rayalign
-from rayalign.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,7 @@ def test_a_killed_driver_resumes_with_one_command(undisturbed, tmp_path):
     driver = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and driver.poll() is None:
-        path = run_dir / "ledger.arrow"
-        if path.exists() and Ledger(path, read_only=True).spent >= 14:
+        if spent(run_dir / "ledger.arrow") >= 14:
             break
         time.sleep(0.05)
     assert driver.poll() is None, "the driver ended before it could be killed"

@@ -139,7 +139,7 @@ def test_a_seed_that_is_no_world_is_a_clear_error(seed: object) -> None:
 def test_text_survives_encoding_and_decoding() -> None:
     tokenizer, world = make_tokenizer(), TinyWorld(0)
     for prompt in world.heldout(100):
-        for text in (prompt.text, prompt.reference, f"{prompt.text} {world.best_response(prompt)}"):
+        for text in (prompt.text, prompt.reference, f"{prompt.text} {world.best_response(prompt)}".rstrip()):
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.decode(ids) == text
             assert tokenizer.unk_token_id not in ids

@@ -103,6 +103,12 @@ def test_a_request_depends_on_its_seed_and_not_on_what_came_before(pool, prompts
     assert len({c.token_ids for c in first[0]}) > 1
 
 
+def test_more_prompt_tokens_than_fit_into_one_step_are_sampled_all_the_same(pool, prompts):
+    groups = pool.generate(prompts, Sampling(n=120, temperature=1.0, max_tokens=2), seed=0)
+    assert sum(len(prompt.token_ids) * 120 for prompt in prompts) > 2 * 4096
+    assert all(len(group) == 120 for group in groups)
+
+
 def test_each_layer_that_is_not_what_was_sent_is_found(pool, new_weights):
     weights = new_weights(version=4)
     pool.sync(weights)
