@@ -284,7 +284,13 @@ def test_a_batch_without_any_label_changes_nothing(policy, box):
 
 def test_ties_are_learned_as_ties(policy, box):
     agent = ready(
-        policy, **{"posterior.regularization": 0.0, "posterior.updates": 300, "posterior.learning_rate": 0.01}
+        policy,
+        **{
+            "posterior.bootstrap": False,
+            "posterior.regularization": 0.0,
+            "posterior.updates": 300,
+            "posterior.learning_rate": 0.01,
+        },
     )
     prompts, candidates = batch_of(box, 0)
     tied = [box.preference(p, g[0], g[1], 0.5) for p, g in zip(prompts, candidates, strict=True)]
