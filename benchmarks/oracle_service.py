@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -133,40 +134,72 @@ def save_model(folder: Path) -> str:
 
 
 @ray.remote(num_cpus=1)
-def bare_model(target: str, duels: Sequence[Duel], batch: int = 64) -> float:
-    """Duels per second of Hugging Face's own classes over batches sorted by length; loading not counted."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+class BareModel:
+    """Hugging Face's own classes, batches of 32 responses, sorted by length."""
 
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    model = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32).eval()
-    pairs = [(d.prompt.text, r.text) for d in duels for r in (d.first, d.second)]
-    with torch.inference_mode():
-        model(**tokenizer(["w1"] * 8, ["w2"] * 8, return_tensors="pt"))  # warm-up
-        start = time.perf_counter()
+    def __init__(self, target: str) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(target)
+        self.model = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32).eval()
+
+    def seconds(self, duels: Sequence[Duel], batch: int = 32) -> tuple[float, float]:
+        """That it takes to score both responses of each duel: on the clock, and of the CPU."""
+        pairs = [(d.prompt.text, r.text) for d in duels for r in (d.first, d.second)]
+        start, start_cpu = time.perf_counter(), time.process_time()
         pairs.sort(key=lambda pair: len(pair[1]))
-        for i in range(0, len(pairs), batch):
-            prompts, responses = map(list, zip(*pairs[i : i + batch], strict=True))
-            model(**tokenizer(prompts, responses, padding=True, return_tensors="pt")).logits.float().tolist()
-        return len(duels) / (time.perf_counter() - start)
+        with torch.inference_mode():
+            for i in range(0, len(pairs), batch):
+                prompts, responses = map(list, zip(*pairs[i : i + batch], strict=True))
+                self.model(**self.tokenizer(prompts, responses, padding=True, return_tensors="pt")).logits.tolist()
+        return time.perf_counter() - start, time.process_time() - start_cpu
 
 
-def bench_reward_model(folder: Path, n: int) -> None:
+def reward_model_that_says_its_pid(config: OracleConfig, folder: Path) -> Oracle:
+    (folder / "pid").write_text(str(os.getpid()))
+    return oracle_factory(config)()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def bench_reward_model(folder: Path, n: int, rounds: int) -> None:
+    """In turns, because the speed of a shared machine changes from minute to minute; the CPU time hardly does."""
     target = save_model(folder / "model")
-    bare = [ray.get(bare_model.remote(target, made_up_duels(n, seed=1, longest=64)))]
-    config = OracleConfig(kind="reward_model", target=target, cpus_per_replica=1.0, micro_batch_tokens=8192)
-    oracle = start_oracle(config, oracle_factory(config), "reward-model", folder / "reward-model")
-    oracle.judge(made_up_duels(CALLERS, seed=0, longest=64))  # warm-up
-    runs = {}
-    for size in (1, 8):
-        duels = made_up_duels(n, seed=10 + size, longest=64)
-        runs[size] = in_parallel(oracle, [duels[i : i + size] for i in range(0, n, size)])
+    bare = BareModel.remote(target)
+    config = OracleConfig(kind="reward_model", target=target, cpus_per_replica=1.0)
+    factory = partial(reward_model_that_says_its_pid, config, folder)
+    oracle = start_oracle(config, factory, "reward-model", folder / "reward-model")
+    replica = int((folder / "pid").read_text())
+    warm_up = made_up_duels(8, seed=0, longest=64)
+    oracle.judge(warm_up)
+    ray.get(bare.seconds.remote(warm_up))
+    seconds: dict[int, list[float]] = {0: [], 1: [], 8: []}  # 0: bare
+    cpu = dict.fromkeys(seconds, 0.0)
+    latencies: dict[int, list[np.ndarray]] = {1: [], 8: []}
+    for turn in range(rounds):
+        clock, used = ray.get(bare.seconds.remote(made_up_duels(n, seed=100 * turn + 1, longest=64)))
+        seconds[0].append(clock)
+        cpu[0] += used
+        for size in (1, 8):
+            duels = made_up_duels(n, seed=100 * turn + 1 + size, longest=64)
+            before = cpu_seconds(replica)
+            rate, latency = in_parallel(oracle, [duels[i : i + size] for i in range(0, n, size)])
+            seconds[size].append(n / rate)
+            latencies[size].append(latency)
+            cpu[size] += cpu_seconds(replica) - before
     stop_oracle("reward-model", stop_serve=False)
-    bare.append(ray.get(bare_model.remote(target, made_up_duels(n, seed=1, longest=64))))  # the machine may be shared
-    rate = max(bare)
-    say(f"reward model, bare, sorted batches ({bare[0]:.0f}, {bare[1]:.0f})", rate)
-    for size, (served, latencies) in runs.items():
+    ray.kill(bare)
+    say("reward model, bare, batches sorted by length", n * rounds / sum(seconds[0]))
+    for size in (1, 8):
         what = "single duels" if size == 1 else f"lists of {size}"
-        say(f"reward model, {CALLERS} callers, {what}", served, latencies, f"   {served / rate:.2f} of bare")
+        ratios = ", ".join(f"{a / b:.2f}" for a, b in zip(seconds[0], seconds[size], strict=True))
+        rate, overall = n * rounds / sum(seconds[size]), sum(seconds[0]) / sum(seconds[size])
+        more = f"   {overall:.2f} of bare (by turns: {ratios}; by CPU time {cpu[0] / cpu[size]:.2f})"
+        say(f"reward model, {CALLERS} callers, {what}", rate, np.concatenate(latencies[size]), more)
 
 
 class Slow:
@@ -232,7 +265,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="function, reward_model, faults; all of them by default")
     parser.add_argument("--duels", type=int, default=20_000, help="through the function, in lists")
-    parser.add_argument("--model-duels", type=int, default=1024, help="through the reward model")
+    parser.add_argument("--model-duels", type=int, default=256, help="through the reward model in each of the turns")
+    parser.add_argument("--turns", type=int, default=4, help="of bare model and service")
     parser.add_argument("--seconds", type=float, default=60.0, help="of faults")
     args = parser.parse_args()
     what = args.what or ["function", "reward_model", "faults"]
@@ -242,7 +276,7 @@ def main() -> None:
         if "function" in what:
             bench_function(folder, args.duels)
         if "reward_model" in what:
-            bench_reward_model(folder, args.model_duels)
+            bench_reward_model(folder, args.model_duels, args.turns)
         if "faults" in what:
             bench_faults(folder, args.seconds)
     ray.shutdown()

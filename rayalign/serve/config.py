@@ -47,15 +47,15 @@ class OracleConfig:
     start_timeout_s: float = 600.0
     """Longest wait for the first replicas, model loading included, in seconds."""
     health_check_period_s: float = 2.0
-    """Seconds between health checks. A dead replica is replaced at the next one, one that fails after three in a row."""
+    """Seconds between health checks. A dead replica is replaced at the next; one that fails, after three in a row."""
     device: str = "auto"
     """reward_model only: `cpu`, `cuda`, or `auto`: cuda where the replica has a GPU."""
     dtype: str = "float32"
     """reward_model only: `float32` or `bfloat16` weights and activations; scores are always float32."""
     max_tokens: int = 0
     """reward_model only: longest prompt and response together; the prompt's beginning is cut. 0: the model's limit."""
-    micro_batch_tokens: int = 16_384
-    """reward_model only: most tokens per forward pass, padding counted."""
+    micro_batch_tokens: int = 0
+    """reward_model only: most tokens per forward pass, padding counted. 0: 4,096 on a CPU, 16,384 on a GPU."""
     cache_size: int = 100_000
     """reward_model only: responses whose score is remembered, so that none is scored twice; 0 remembers none."""
     trust_remote_code: bool = False
@@ -66,7 +66,7 @@ class OracleConfig:
         _one_of("returns", self.returns, ("reward", "probability"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        for name in ("num_replicas", "max_batch_size", "micro_batch_tokens"):
+        for name in ("num_replicas", "max_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"oracle.{name}={getattr(self, name)} must be at least 1.")
         for name in ("request_timeout_s", "start_timeout_s", "health_check_period_s", "scale", "target_ongoing"):
@@ -77,6 +77,7 @@ class OracleConfig:
             "retries",
             "batch_wait_s",
             "max_tokens",
+            "micro_batch_tokens",
             "cache_size",
             "cpus_per_replica",
             "gpus_per_replica",

@@ -30,6 +30,8 @@ from rayalign.types import Duel, Prompt, Verdict
 
 log = logging.getLogger(__name__)
 
+MICRO_BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
+"""On a CPU larger batches are slower: more padding, and activations that leave the caches."""
 UNLIMITED = 1_000_000
 """Tokenizers that know no limit name a larger one than this."""
 
@@ -46,6 +48,7 @@ class RewardModelOracle:
         limit = _limit(self.model, self.tokenizer)
         types = getattr(self.model.config, "type_vocab_size", 0) > 0
         self.encoder = Encoder(self.tokenizer, min(config.max_tokens or limit, limit), types)
+        self.token_budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         self._own_pad: int | None = self.model.config.get_text_config().pad_token_id
         self._cache: OrderedDict[bytes, float] = OrderedDict()
 
@@ -103,7 +106,7 @@ class RewardModelOracle:
     def _forward(self, rows: Sequence[Mapping[str, list[int]]]) -> list[float]:
         scores = [math.nan] * len(rows)
         with torch.inference_mode():
-            for indices in micro_batches([len(row["input_ids"]) for row in rows], self.config.micro_batch_tokens):
+            for indices in micro_batches([len(row["input_ids"]) for row in rows], self.token_budget):
                 inputs = self._padded([rows[i] for i in indices])
                 logits = self.model(**inputs).logits
                 for i, score in zip(indices, logits.float().reshape(-1).tolist(), strict=True):
