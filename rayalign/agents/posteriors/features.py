@@ -26,7 +26,7 @@ from rayalign.errors import ConfigError, DataError, did_you_mean
 from rayalign.types import Candidate, Prompt
 
 POOLINGS = ("sum", "mean", "last", "cls")
-BUCKET = 16
+BUCKET = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class FeatureConfig:
     """How the last hidden states of the response's tokens become one vector: sum, mean, last, or (encoders) cls."""
     dtype: str = "float32"
     """Weights and activations of the backbone: float32 or bfloat16; pooling is always in float32."""
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int = 4096
     """Most tokens (padding and prompt counted) in one forward."""
     cache_responses: int = 20_000
     """Responses whose features are remembered, the latest; 0 remembers none."""
