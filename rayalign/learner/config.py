@@ -37,6 +37,8 @@ class LearnerConfig:
     """Ray CPUs each worker reserves."""
     gpus_per_worker: float = 0.0
     """Ray GPUs each worker reserves; fractions collocate it with rollout replicas."""
+    threads_per_worker: int = 0
+    """Torch threads of each worker on a CPU; 0 takes the whole CPUs it reserves, at least 1."""
     learning_rate: float = 5e-7
     """AdamW's peak learning rate. 0 computes losses and changes nothing."""
     schedule: str = "constant"

@@ -103,6 +103,7 @@ class _Worker:
 
     def __init__(self, setup: LearnerSetup) -> None:
         self.setup, self.config, self.agent = setup, setup.config, setup.agent
+        torch.set_num_threads(self.config.threads_per_worker or max(1, int(self.config.cpus_per_worker)))
         policy = load_policy(setup.policy, self.config, setup.seed)
         frozen = Reference.of(self.agent, self.config, policy)
         self.strategy = make_strategy(policy, self.config, get_device())
