@@ -161,7 +161,9 @@ class Ledger:
             num_rows = len(header) + len(every)
             columns = content_columns([*header, *every])
             columns["event"] = (
-                [Event.BATCH] * len(header) + [Event.REQUESTED] * len(duels) + [Event.SYNTHETIC] * len(synthetic)
+                [Event.BATCH.value] * len(header)  # Arrow takes 20 times as long over members of the enum
+                + [Event.REQUESTED.value] * len(duels)
+                + [Event.SYNTHETIC.value] * len(synthetic)
             )
             columns["batch"] = [batch] * len(header) + [duel.batch for duel in every]
             unlabelled = [None] * (len(header) + len(duels))
@@ -196,7 +198,7 @@ class Ledger:
             if not verdicts:
                 return
             columns = {
-                "event": [Event.FAILED if label is None else Event.ANSWERED for label in labels],
+                "event": [Event.FAILED.value if label is None else Event.ANSWERED.value for label in labels],
                 "duel_id": [verdict.duel_id for verdict in verdicts],
                 "label": list(labels),
                 "probability": [verdict.probability for verdict in verdicts],

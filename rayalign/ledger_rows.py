@@ -184,7 +184,7 @@ def to_json(meta: Mapping[str, Any], whose: str) -> str | None:
     if not meta:
         return None
     try:
-        return json.dumps(dict(meta), default=_plain, ensure_ascii=False)
+        return _ENCODE(dict(meta))
     except (TypeError, ValueError) as error:
         raise LedgerError(
             f"meta of {whose} can't be written as JSON: {error}. Keep numbers, strings, lists and dicts in it."
@@ -200,3 +200,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_ENCODE = json.JSONEncoder(default=_plain, ensure_ascii=False).encode  # json.dumps would build one for every row

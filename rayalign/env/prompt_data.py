@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,10 +225,15 @@ def _check_columns(names: Sequence[str], columns: Columns, where: str) -> None:
 
 # -- reading ------------------------------------------------------------------------------------------------------
 class _ray:
-    """A running Ray: the caller's, left as it is, or one of our own, stopped at the end."""
+    """A running Ray: the caller's, left as it is, or one of our own, stopped at the end. Ray Data keeps quiet."""
 
     def __enter__(self) -> None:
         import ray
+        import ray.data
+
+        self.log = logging.getLogger("ray.data")
+        self.level = self.log.level
+        self.log.setLevel(logging.ERROR)
 
         self.own = not ray.is_initialized()
         if self.own:
@@ -238,6 +244,7 @@ class _ray:
     def __exit__(self, *exc: object) -> None:
         import ray
 
+        self.log.setLevel(self.level)
         if self.own:
             ray.shutdown()
 
