@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def run(
             f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
             "choose another run_dir."
         )
+    _validate(plan_.config, plan_.world)
     folder.mkdir(parents=True, exist_ok=True)
     custom = {
         "world": None if isinstance(env, str) else plan_.world,
@@ -199,7 +201,6 @@ def _prepare(
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(run_dir or config.run_dir or f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}")
     config = replace(config, policy=str(resolve_policy(policy)), run_dir=str(folder.absolute()))
-    _validate(config, world)
     return _Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
 
@@ -216,14 +217,17 @@ def _validate(config: RunConfig, world: World) -> None:
 # ==== the run ====================================================================================================
 def _execute(plan_: _Plan) -> Result:
     """Start the parts from the oracle to the learner, wait for the learner, stop them in reverse."""
-    started_ray = _connect()
     folder = Path(plan_.config.run_dir)
-    config = plan(plan_.config, ray.cluster_resources(), plan_.set_by_user)
     apps = [f"{kind}-{os.getpid()}-{time.time_ns()}" for kind in ("oracle", "evaluation")]
-    collector = None
-    progress = Progress(config.logging, title=f"{config.agent_name} on {config.env}", run_dir=folder)
-    try:
-        progress.update({"phase": "starting the oracle", "budget": config.loop.budget})
+    with ExitStack() as stack:
+        title = f"{plan_.config.agent_name} on {plan_.config.env}"
+        progress = Progress(plan_.config.logging, title=title, run_dir=folder)
+        stack.callback(progress.close)
+        progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
+        stack.enter_context(_cluster())
+        config = plan(plan_.config, ray.cluster_resources(), plan_.set_by_user)
+        for app in apps:
+            stack.callback(stop_oracle, app)
         factory = oracle_factory(config.oracle, plan_.world, plan_.oracle)
         oracle = start_oracle(config.oracle, factory, name=apps[0], journal_dir=folder / "oracle")
         judge = oracle
@@ -233,6 +237,7 @@ def _execute(plan_: _Plan) -> Result:
                 config.evaluation.oracle, factory, name=apps[1], journal_dir=folder / "oracle-evaluation"
             )
         collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
+        stack.callback(collector.close)
         setup = LearnerSetup(
             agent=plan_.agent,
             config=config.learner,
@@ -247,28 +252,22 @@ def _execute(plan_: _Plan) -> Result:
         result = _finish(config, status)
         progress.summary(result)
         return result
-    finally:
-        progress.close()
-        if collector is not None:
-            collector.close()
-        if started_ray:
-            ray.shutdown()  # takes Serve with it
-        else:
-            for app in apps:
-                stop_oracle(app)
 
 
-def _connect() -> bool:
-    """Join the cluster that is there (a job's, the caller's), else start one here; True if this call started it."""
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """Inside there is a Ray: the job's, the caller's, or one that is started here and ends with the block."""
     if ray.is_initialized():
-        return False
-    for name in ("RAY_USAGE_STATS_ENABLED", "VLLM_USAGE_STATS_ENABLED"):
-        os.environ.setdefault(name, "0")
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    in_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    local: Mapping[str, Any] = {} if in_cluster else {"include_dashboard": False}
+    local: Mapping[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     ray.init(log_to_driver=False, configure_logging=False, **local)
-    return True
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _fit(setup: LearnerSetup, config: RunConfig, folder: Path, collector: CollectorClient) -> None:
