@@ -83,12 +83,12 @@ def test_a_prompt_longer_than_the_limit_is_named():
 
 
 def test_responses_that_do_not_fit_the_context_are_refused():
-    with pytest.raises(DataError, match=r"positions of policy"):
+    with pytest.raises(DataError, match=r"max_tokens=1000000 it exceeds the 64 positions"):
         rayalign.run("passive", TABULAR, budget=4, rollout={"max_tokens": 1_000_000})
 
 
 def test_references_that_are_not_there_are_refused(prompts_file, tmp_path):
-    data = prompts_file(*({"prompt": f"p{i}"} for i in range(8)))
+    data = prompts_file(*({"prompt": f"p{i}"} for i in range(30)))
     with pytest.raises(ConfigError, match=r"evaluation\.against='reference'.*has no reference"):
         rayalign.run(
             "passive",
@@ -96,6 +96,7 @@ def test_references_that_are_not_there_are_refused(prompts_file, tmp_path):
             budget=4,
             policy=make_world(TABULAR).default_policy(),
             evaluation={"against": "reference", "num_prompts": 2},
+            rollout={"max_tokens": 4},
             **{"env.path": data},
         )
 
