@@ -105,11 +105,13 @@ def main() -> None:
         batches = -(-max(arguments.labels) // BATCH) + 8  # a few pairs are identical
         train = Pool(world, engine, [world.prompt(i) for i in range(batches * BATCH)], 2, seed=1)
         test = Pool(world, engine, world.heldout(200), CANDIDATES, seed=2)
+        read: dict[str, Any] = {}
         for backbone, settings in itertools.product(arguments.backbones, itertools.product(*grid)):
             where = world.backbone() if backbone == "world" else backbone
             changes = {name: from_yaml_text(value) for name, value in settings}
             agent = make_agent("sea", **{"features.backbone": where, **changes})
             agent.setup(AgentContext(policy=policy, seed=seed, batch_size=BATCH))
+            agent.features = read.setdefault(where, agent.features)  # each response is read once for all settings
             remaining, spent, started = sorted(arguments.labels), 0, time.perf_counter()
             for batch in range(batches):
                 preferences = labelled_batch(train, world, batch, seed)

@@ -40,9 +40,10 @@ class EnsembleConfig:
     """Duels per member and step, drawn with replacement from all that were labelled by the oracle."""
     learning_rate: float = 1e-3
     """Adam's, constant."""
-    regularization: float = 1e-3
+    regularization: float = 1e-2
     """lambda of eq. 4: weight of the squared distance of a member's parameters from their start, summed over all its
-    parameters; 0 lets go of the start."""
+    parameters; 0 lets go of the start. Up to 0.001 does next to nothing; 0.1 makes the mean better and the single
+    members, which Thompson sampling uses, worse (benchmarks/posterior_offline.py)."""
     bootstrap: bool = True
     """Each member counts each duel Poisson(1) times (online bootstrap), so that 37% of the duels are unknown to it;
     off: members differ by start and minibatches alone."""
