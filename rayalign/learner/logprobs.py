@@ -51,9 +51,8 @@ def token_logprobs(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 def chunked_logprobs(
     hidden_ND: Tensor, targets_N: Tensor, logits_of: Callable[[Tensor], Tensor], chunk_tokens: int
 ) -> Tensor:
-    """Log-probability of each target, `N`: `logits_of` maps at most `chunk_tokens` hidden states at a time to logits.
-
-    `logits_of` is called again in the backward pass, as a module where it is one: ZeRO-3 gathers its weights by hooks.
+    """Log-probability of each target, `N`: `logits_of` maps at most `chunk_tokens` hidden states at a time to logits,
+    in the forward and again in the backward pass.
     """
 
     def one_chunk(hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ class PolicyModule(nn.Module):
                 logprob_N = token_logprobs(logits_RTV[:, :-1][wanted_RT], targets_N)
             else:
                 hidden_ND = self._hidden(input_ids_RT, attention_mask_RT)[:, :-1][wanted_RT]
-                logprob_N = chunked_logprobs(hidden_ND, targets_N, self._logits, self.chunk_tokens)
+                logprob_N = self._head_logprobs(hidden_ND, targets_N)
             return logprob_N.new_zeros(len(input_ids_RT)).index_add(0, row_N, logprob_N)
 
     def _hidden(self, input_ids_RT: Tensor, attention_mask_RT: Tensor) -> Tensor:
@@ -114,9 +113,26 @@ class PolicyModule(nn.Module):
         output = self.base.get_decoder()(input_ids=input_ids_RT, attention_mask=attention_mask_RT, use_cache=False)
         return output.last_hidden_state
 
-    def _logits(self, hidden_ND: Tensor) -> Tensor:
-        """The head with the scalings that model families put behind it, `N x V`."""
-        logits_NV = self.base.get_output_embeddings()(hidden_ND)
+    def _head_logprobs(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """All chunks in ONE call of the head module, whose forward is exchanged for the time of the call.
+
+        ZeRO-3 gathers and releases weights in hooks around module calls, in forward and backward: one call costs one
+        gather, and every worker makes one, although workers have different numbers of chunks.
+        """
+        head = self.base.get_output_embeddings()
+        plain_forward = head.forward
+
+        def chunks(hidden_ND: Tensor) -> Tensor:
+            return chunked_logprobs(hidden_ND, targets_N, lambda h: self._scaled(plain_forward(h)), self.chunk_tokens)
+
+        head.forward = chunks
+        try:
+            return head(hidden_ND)
+        finally:
+            del head.forward  # the class's own is back
+
+    def _scaled(self, logits_NV: Tensor) -> Tensor:
+        """What model families put behind their heads."""
         config = self.base.config
         if scale := getattr(config, "logit_scale", None):
             logits_NV = logits_NV * scale
@@ -132,16 +148,17 @@ class PolicyModule(nn.Module):
         base = self.base
         if base.get_output_embeddings() is None or not hasattr(base, "get_decoder"):
             return False
-        training = self.training
-        self.eval()
+        training = self.model.training
+        self.model.eval()
         ids_RT = (
             torch.arange(1, 4, device=next(self.parameters()).device)[None] % base.config.get_text_config().vocab_size
         )
         own_TV = base(input_ids=ids_RT, use_cache=False).logits[0].float()
         try:
-            ours_TV = self._logits(self._hidden(ids_RT, torch.ones_like(ids_RT))[0]).float()
+            hidden_TD = self._hidden(ids_RT, torch.ones_like(ids_RT))[0]
+            ours_TV = self._scaled(base.get_output_embeddings()(hidden_TD)).float()
         except (AttributeError, TypeError, RuntimeError):
             return False  # a decoder with another interface
         finally:
-            self.train(training)
+            self.model.train(training)
         return bool((ours_TV - own_TV).abs().max() <= _IDENTITY_TOLERANCE * (1 + own_TV.abs().max()))

@@ -1,18 +1,21 @@
 """A tiny random Llama with a tokenizer, batches of random duels, and a source that outlives its workers."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
 import torch
+from ray import cloudpickle
 
 from rayalign.learner.stream import EndOfStream, PleasePublish
 from rayalign.types import Candidate, Duel, Preference, Prompt, TrainBatch
 
 VOCABULARY, EOS = 2_048, 1
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers can't import this file
 
 
-def make_policy(folder, tied=False, **overrides):
+def write_policy(folder, tied=False, **overrides):
     """Write a Llama of two layers; big enough that ZeRO-3 shards its embeddings, small enough to train in a blink."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,15 +44,15 @@ def make_policy(folder, tied=False, **overrides):
 
 @pytest.fixture(scope="session")
 def policy_dir(tmp_path_factory):
-    return make_policy(tmp_path_factory.mktemp("policy"))
+    return write_policy(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="session")
 def tied_policy_dir(tmp_path_factory):
-    return make_policy(tmp_path_factory.mktemp("tied"), tied=True)
+    return write_policy(tmp_path_factory.mktemp("tied"), tied=True)
 
 
-def make_batch(index, size, label=1.0, seed=0, longest=9):
+def random_batch(index, size, label=1.0, seed=0, longest=9):
     """`size` duels of random tokens, prompts and responses of different lengths, all ending in end-of-sequence."""
     rng = np.random.default_rng([seed, index])
 
@@ -66,6 +69,26 @@ def make_batch(index, size, label=1.0, seed=0, longest=9):
         duel = Duel(id=f"d{index}-{i}", batch=index, prompt=prompt, first=response(), second=response())
         preferences.append(Preference(duel=duel, label=label if np.isscalar(label) else label[i % len(label)]))
     return TrainBatch(index=index, preferences=tuple(preferences), meta={"progress": 0.0})
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    return random_batch
+
+
+@pytest.fixture(scope="session")
+def make_preference():
+    """`make_preference(prompt, first, second)` from token ids."""
+
+    def candidate(ids):
+        return Candidate(text=" ".join(map(str, ids)), token_ids=ids, logprobs=(0.0,) * len(ids), policy_version=0)
+
+    def make(prompt, first, second, label=1.0, id="d"):
+        context = Prompt(id="p", text="", token_ids=prompt)
+        duel = Duel(id=id, batch=0, prompt=context, first=candidate(first), second=candidate(second))
+        return Preference(duel=duel, label=label)
+
+    return make
 
 
 class Shelf:
@@ -131,14 +154,14 @@ def cluster():
 
 @pytest.fixture
 def shelf(cluster):
-    """`shelf(batches)` -> an actor that is gone after the test."""
+    """`shelf(batches)` -> an actor that is gone after the test, and a source that asks it."""
     import ray
 
     actors = []
 
     def start(batches):
         actors.append(ray.remote(Shelf).options(num_cpus=0).remote(batches))
-        return actors[-1]
+        return actors[-1], ShelfSource(actors[-1])
 
     yield start
     for actor in actors:
