@@ -146,8 +146,6 @@ class Collector:
             choices = agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
             duels, synthetic = self._duels(batch, prompts, candidates, choices)
             duels = duels[: self.env.remaining]  # the last batch of the budget is a short one
-        if batch == 0:
-            self._save_agent(observed=0)  # what `select` calibrated on candidates can't be had from the ledger
         with clock("label"):
             header = {"version": version, "published": self.window.published, "choices": len(choices)}
             with self.lock:

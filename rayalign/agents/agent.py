@@ -132,8 +132,8 @@ class Agent:
     def observe(self, batch: int, preferences: Sequence[Preference], rng: np.random.Generator) -> dict[str, float]:
         """Learn from batch `batch`, oracle-labelled and synthetic. Returns numbers worth logging.
 
-        Must be a function of the state, the arguments and `rng` alone: after a crash the batches since the
-        last `save` are observed again.
+        Must be a function of the state that `observe` left, the arguments and `rng` alone, whatever the order of
+        `preferences`: after a crash the batches since the last `save` are observed again, and `select` is not.
         """
         return {}
 

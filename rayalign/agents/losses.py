@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,7 +49,7 @@ class PairLogProbs:
 def margin(pairs: PairLogProbs) -> Tensor:
     """`h_B`: how much more than the reference the policy prefers the winner, nats.
 
-    >>> t = torch.tensor
+    >>> from torch import tensor as t
     >>> margin(PairLogProbs(winner_B=t([-1.0]), loser_B=t([-3.0]), reference_winner_B=t([-2.0]),
     ...     reference_loser_B=t([-2.5]), winner_length_B=t([2]), loser_length_B=t([2])))
     tensor([1.5000])
@@ -84,7 +83,8 @@ def slic(pairs: PairLogProbs, config: Any) -> Tensor:
 
 def simpo(pairs: PairLogProbs, config: Any) -> Tensor:
     """`-log sigmoid(beta (log pi+ / n+ - log pi- / n-) - gamma)`, `gamma = gamma_over_beta * beta`, no reference
-    (Meng et al. 2024, eq. 6)."""
+    (Meng et al. 2024, eq. 6).
+    """
     mean_margin_B = pairs.winner_B / pairs.winner_length_B - pairs.loser_B / pairs.loser_length_B
     logits_B = config.beta * mean_margin_B
     gamma = config.gamma_over_beta * config.beta
