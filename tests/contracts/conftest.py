@@ -1,4 +1,4 @@
-"""One Ray for all whole runs of this folder: starting it takes longer than most of them."""
+"""One Ray for the whole runs of a module: starting it takes longer than most of them."""
 
 import os
 
@@ -7,9 +7,9 @@ import ray
 from whole_runs import SMALL
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
-    """One Ray for all runs of this folder: starting it takes longer than most of them."""
+    """Ends with the module, so that other modules may want none, or one of their own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
