@@ -118,7 +118,11 @@ def adapter_state(policy: PolicyModule, gather: Gather = whole, keep: bool = Tru
 
     model: Any = policy.model
     with gather(list(trainable(policy).values())):
-        return {name: _cpu(value) for name, value in get_peft_model_state_dict(model).items()} if keep else {}
+        return (
+            {name: _cpu(value) for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+            if keep
+            else {}
+        )
 
 
 def adapter_config(policy: PolicyModule) -> dict[str, object]:
