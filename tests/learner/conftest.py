@@ -141,7 +141,7 @@ class ShelfSource:
         ray.get(self.shelf.publish.remote(weights, dict(metrics)), timeout=60)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     """One Ray for the whole folder."""
     import ray
