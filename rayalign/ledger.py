@@ -86,29 +86,32 @@ class Index:
         requested = kinds.count(Event.REQUESTED)
         if requested + kinds.count(Event.SYNTHETIC) != len(kinds):
             raise LedgerError(f"unknown events {sorted({*kinds} - {*Event})}; was it written by a newer version?")
-        self.state.extend(_REQUESTED if kind == Event.REQUESTED else _SYNTHETIC for kind in kinds)
+        self.state.extend(bytes(_REQUESTED if kind == Event.REQUESTED else _SYNTHETIC for kind in kinds))
         self.outstanding += requested
         # labels of synthetic rows are given; those of requested rows are null, hence NaN
-        self.labels.extend(events.column("label").slice(int(header)).to_numpy(zero_copy_only=False))
-        self.probabilities.extend(events.column("probability").slice(int(header)).to_numpy(zero_copy_only=False))
+        self.labels.frombytes(_floats(events, "label")[int(header) :].tobytes())
+        self.probabilities.frombytes(_floats(events, "probability")[int(header) :].tobytes())
 
     def _add_outcomes(self, events: pa.RecordBatch, kinds: list[str], ids: list[str]) -> None:
-        labels, probabilities = events.column("label").to_pylist(), events.column("probability").to_pylist()
-        for i, (kind, name) in enumerate(zip(kinds, ids, strict=True)):
+        columns = (events.column(name).to_pylist() for name in ("label", "probability", "price", "reason"))
+        for kind, name, label, probability, price, reason in zip(kinds, ids, *columns, strict=True):
             row = self.rows.get(name)
             if row is None or self.state[row] != _REQUESTED:
-                raise LedgerError(
-                    f"duel {name} is {kind}, but " + ("was never requested." if row is None else "not outstanding.")
-                )
+                raise LedgerError(f"duel {name} is {kind}, but was not outstanding.")
             if kind == Event.ANSWERED:
-                self.state[row], self.labels[row] = _ANSWERED, labels[i]
-                if probabilities[i] is not None:
-                    self.probabilities[row] = probabilities[i]
+                self.state[row], self.labels[row] = _ANSWERED, label
+                if probability is not None:
+                    self.probabilities[row] = probability
                 self.spent += 1
+                self.price += price
             else:
-                self.state[row], self.reasons[row] = _FAILED, events.column("reason")[i].as_py()
+                self.state[row], self.reasons[row] = _FAILED, reason
         self.outstanding -= len(kinds)
-        self.price += sum(price or 0.0 for price in events.column("price").to_pylist())
+
+
+def _floats(events: pa.RecordBatch, name: str) -> np.ndarray:
+    """A column of numbers, NaN where it is null."""
+    return events.column(name).to_numpy(zero_copy_only=False)
 
 
 def fold(events: Iterable[pa.RecordBatch]) -> Index:
