@@ -121,6 +121,7 @@ class Collector:
         self.window.finish(end)
         self.phase = "finishing"
         self._wait_for_version(end)
+        self._wake()
         self._sync(newest=None)
         self._evaluate()
 
@@ -133,6 +134,7 @@ class Collector:
         with clock("gate"):
             self._wait_for_version(oldest)
         with clock("sync"):
+            self._wake()
             self._sync(newest)
         if self.heldout.due(self.ledger.spent):
             with clock("evaluate"):
@@ -142,6 +144,7 @@ class Collector:
         with clock("generate"):
             prompts = [self.encoder.encode(prompt) for prompt in self.table]
             candidates = self._propose(prompts, batch)
+            self._sleep()
         with clock("select"):
             choices = agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
             duels, synthetic = self._duels(batch, prompts, candidates, choices)
@@ -201,6 +204,17 @@ class Collector:
             assert weights.version <= newest, f"published {weights.version} has passed the agent's window, {newest}"
             save_weights(weights, self.run_dir / "pinned")  # a resumed round can't get them from the learner any more
         self.pool.sync(weights)
+
+    def _wake(self) -> None:
+        if self.config.loop.sleep_engines:
+            for pool in self._pools:
+                pool.wake()
+
+    def _sleep(self) -> None:
+        """Collocated on a GPU, the engines' memory is the learner's until the next batch."""
+        if self.config.loop.sleep_engines:
+            for pool in self._pools:
+                pool.sleep()
 
     def _propose(self, prompts: Sequence[Prompt], batch: int) -> list[list[Candidate]]:
         groups: list[list[Candidate]] = [[] for _ in prompts]

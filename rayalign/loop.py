@@ -49,6 +49,7 @@ from rayalign.report import write_report
 from rayalign.resources import plan
 from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
+from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
 from rayalign.serve import start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
@@ -244,6 +245,7 @@ def _execute(plan_: _Plan) -> Result:
             policy=config.policy,
             source=collector,
             final_dir=str(folder / "checkpoint"),
+            publish="adapter" if _takes_adapters(config) else "merged",
             seed=config.loop.seed,
         )
         with progress.following(lambda: collector.status(timeout_s=5.0)):
@@ -252,6 +254,12 @@ def _execute(plan_: _Plan) -> Result:
         result = _finish(config, status)
         progress.summary(result)
         return result
+
+
+def _takes_adapters(config: RunConfig) -> bool:
+    """Adapters alone travel to the engines where there are any and the engines can add them."""
+    can = engine_name(config.rollout) == "transformers" or config.rollout.vllm.enable_lora
+    return config.learner.lora.rank > 0 and can
 
 
 @contextmanager

@@ -36,6 +36,8 @@ class LoopConfig:
     """Batches between checkpoints of the agent's own state; what came after is replayed from the ledger."""
     agent_device: str = "cpu"
     """Where the agent's own models (a reward posterior) run: cpu or cuda."""
+    sleep_engines: bool = False
+    """Engines give their GPU memory back while the learner works (collocated placement); needs max_staleness=0."""
     collector_cpus: float = 0.5
     """Ray CPUs the collector reserves."""
     collector_gpus: float = 0.0
@@ -48,6 +50,11 @@ class LoopConfig:
         if self.max_staleness < 0:
             raise ConfigError(
                 f"loop.max_staleness={self.max_staleness} must not be negative; 0 is synchronous."
+            )
+        if self.sleep_engines and self.max_staleness:
+            raise ConfigError(
+                f"loop.sleep_engines=true needs engines and learner to take turns, but loop.max_staleness="
+                f"{self.max_staleness} has them work at the same time. Set it to 0, or leave the engines awake."
             )
         if self.seed < 0:
             raise ConfigError(f"loop.seed={self.seed} must not be negative.")

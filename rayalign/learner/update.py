@@ -142,8 +142,10 @@ def _rows(pairs: PairLogProbs, loss_B: Tensor) -> list[_Row]:
     columns = (loss_B, margin_B, pairs.winner_B, pairs.loser_B, pairs.winner_length_B, pairs.loser_length_B)
     table_BC = torch.stack([c.detach().float() for c in columns], dim=1).tolist()
     return [
-        _Row(p.duel.id, *numbers[:4], int(numbers[4]), int(numbers[5]), p.label == 0.5)
-        for p, numbers in zip(pairs.preferences, table_BC, strict=True)
+        _Row(p.duel.id, loss, margin, winner, loser, int(winner_length), int(loser_length), p.label == 0.5)
+        for p, (loss, margin, winner, loser, winner_length, loser_length) in zip(
+            pairs.preferences, table_BC, strict=True
+        )
     ]
 
 

@@ -67,6 +67,20 @@ def test_a_finished_run_is_read_back_and_not_run_again(finished):
     assert rayalign.resume(finished.path) == finished
 
 
+def test_a_finished_run_goes_on_with_a_larger_budget(small_run):
+    first = small_run(budget=10)
+    bought = contents(first.path)
+    more = rayalign.resume(first.path, budget=18)
+    assert more.labels_spent == 18 and contents(more.path)[:10] == bought
+    assert more.evaluations["version"].to_pylist()[-1] == 5  # 4 + 4 + 2 labels, then 4 + 4
+
+
+def test_adapters_alone_travel_where_the_engine_can_add_them(small_run):
+    result = small_run(budget=12, **{"learner.lora.rank": 2, "evaluation.every": 0})
+    assert (result.path / "checkpoint" / "adapter" / "adapter_config.json").exists()
+    assert max(result.history["version"].to_pylist()) == 2
+
+
 def test_a_run_directory_that_holds_a_run_is_refused(finished, small_run):
     with pytest.raises(ConfigError, match=r"already holds a run.*rayalign resume"):
         small_run(run_dir=finished.path)
