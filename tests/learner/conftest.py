@@ -8,6 +8,7 @@ import pytest
 import torch
 from ray import cloudpickle
 
+from rayalign.errors import WaitError
 from rayalign.learner.stream import EndOfStream, PleasePublish
 from rayalign.types import Candidate, Duel, Preference, Prompt, TrainBatch
 
@@ -95,11 +96,12 @@ class Shelf:
     """A source's state, as an actor: it outlives the learner's workers and remembers what they asked and sent."""
 
     def __init__(self, batches):
-        self.batches, self.published, self.metrics, self.asked = batches, {}, {}, []
-        self.pids, self.hold = {}, None
+        self.batches, self.published, self.metrics = batches, {}, {}
+        self.asked, self.sent, self.pids, self.hold, self.lost = [], [], {}, None, None
 
     def next_batch(self, index, pid, rank):
-        self.asked.append(index)
+        if rank == 0 and self.asked[-1:] != [(pid, index)]:  # asking again while it waits counts once
+            self.asked.append((pid, index))
         self.pids[rank] = pid
         if index > 0 and index not in self.published:
             return PleasePublish()
@@ -108,6 +110,10 @@ class Shelf:
         return self.batches[index] if index < len(self.batches) else EndOfStream()
 
     def publish(self, weights, metrics, spans=()):
+        self.sent.append(weights.version)
+        if weights.version == self.lost:
+            self.lost = None
+            return
         self.published[weights.version] = weights
         if metrics.get("loss") is not None:
             self.metrics[weights.version] = metrics
@@ -115,8 +121,17 @@ class Shelf:
     def hold_at(self, index):
         self.hold = index
 
+    def lose_at(self, version):
+        self.lost = version
+
     def seen(self):
-        return {"asked": self.asked, "published": self.published, "metrics": self.metrics, "pids": self.pids}
+        return {
+            "asked": self.asked,
+            "sent": self.sent,
+            "published": self.published,
+            "metrics": self.metrics,
+            "pids": self.pids,
+        }
 
 
 class ShelfSource:
@@ -130,8 +145,10 @@ class ShelfSource:
 
         import ray
 
-        rank = int(os.environ.get("RANK", 0))
-        while (reply := ray.get(self.shelf.next_batch.remote(index, os.getpid(), rank), timeout=timeout_s)) is None:
+        rank, deadline = int(os.environ.get("RANK", 0)), time.monotonic() + timeout_s
+        while (reply := ray.get(self.shelf.next_batch.remote(index, os.getpid(), rank), timeout=60)) is None:
+            if time.monotonic() > deadline:
+                raise WaitError(f"waited {timeout_s:.0f} s for batch {index} from the shelf.")
             time.sleep(0.05)
         return reply
 

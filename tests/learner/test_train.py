@@ -1,0 +1,182 @@
+"""The worker loop under real Ray Train: strategies agree, kills are survived, errors surface as what they are."""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from rayalign.agents.agent import Agent
+from rayalign.errors import ConfigError, NonFiniteLossError, WaitError
+from rayalign.learner.config import LearnerConfig, LoraSettings
+from rayalign.learner.train import LearnerSetup, make_trainer
+from rayalign.rollout.weights import checksum
+
+SETTINGS = dict(
+    learning_rate=1e-3, micro_batch_tokens=64, logprob_chunk_tokens=8, checkpoint_every=2, cpus_per_worker=0.5
+)
+
+
+@pytest.fixture
+def start(policy_dir, shelf, tmp_path):
+    """`start(batches, **settings)` -> trainer, the source's actor, where the final directory goes."""
+
+    def make(batches, agent=None, name="learner", publish="merged", actor=None, **settings):
+        if actor is None:
+            actor = shelf(batches)
+        setup = LearnerSetup(
+            agent=agent or Agent(),
+            config=LearnerConfig(**SETTINGS | settings),
+            policy=str(policy_dir),
+            source=actor[1],
+            final_dir=str(tmp_path / f"final-{name}"),
+            publish=publish,
+        )
+        return make_trainer(setup, storage_path=str(tmp_path), name=name), actor, Path(setup.final_dir)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def batches(make_batch):
+    """Five batches: uneven shards (5 duels), ties, a shard without a duel (1), nothing at all (0)."""
+    sizes = (5, 4, 1, 0, 5)
+    return [make_batch(i, size, label=(1.0, 0.0, 0.5)) for i, size in enumerate(sizes)]
+
+
+@pytest.fixture(scope="module")
+def plain_curve(policy_dir, batches):
+    """Loss, gradient norm and margin by version, from the plain strategy in this process, in one micro-batch."""
+    from rayalign.learner.policy import load_policy, merged_state
+    from rayalign.learner.reference import Reference
+    from rayalign.learner.strategies import make_strategy
+    from rayalign.learner.update import update
+
+    agent, config = Agent(), LearnerConfig(learning_rate=1e-3)
+    policy = load_policy(policy_dir, config, seed=0)
+    frozen = Reference.of(agent, config, policy)
+    strategy = make_strategy(policy, config, torch.device("cpu"))
+    reference = Reference(agent, config, strategy, frozen)
+    curve = {}
+    for batch in batches:
+        references = reference.logprobs(batch.index, batch.preferences)
+        curve[batch.index + 1] = update(strategy, agent, batch, references, config, 1e-3)
+    return curve, merged_state(policy)
+
+
+def load(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "</s>"
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_workers_give_the_curve_and_the_weights_of_one(start, batches, plain_curve, strategy):
+    trainer, (actor, _), final = start(batches, strategy=strategy, num_workers=2)
+    result = trainer.fit()
+    seen = ray.get(actor.seen.remote())
+    curve, weights = plain_curve
+    assert result.return_value["version"] == 5
+    assert sorted(seen["published"]) == [1, 2, 3, 4, 5]
+    assert sorted(seen["metrics"]) == [1, 2, 3, 5]  # the empty batch makes a version, and no step
+    assert checksum(dict(seen["published"][3].tensors())) == checksum(dict(seen["published"][4].tensors()))
+    for version, numbers in seen["metrics"].items():
+        for name in ("loss", "margin", "grad_norm", "chosen_logprob"):
+            assert numbers[name] == pytest.approx(curve[version][name], rel=2e-3, abs=2e-4), (version, name)
+    published = dict(seen["published"][5].tensors())
+    assert published.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(published[name], value, atol=2e-4, rtol=1e-2)
+    for name, value in load(final).items():
+        assert torch.equal(value, published[name]), name
+
+
+def test_a_killed_worker_resumes_at_its_checkpoint_and_reads_the_batches_again(start, batches, plain_curve):
+    trainer, (actor, _), final = start(batches)
+    ray.get(actor.hold_at.remote(3))  # versions 1, 2 (checkpoint), 3, and then it waits
+    failures = []
+
+    def kill():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            seen = ray.get(actor.seen.remote())
+            if 3 in seen["asked"]:
+                os.kill(seen["pids"][0], signal.SIGKILL)
+                ray.get(actor.hold_at.remote(None))
+                return
+            time.sleep(0.1)
+        failures.append("never got to batch 3")
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = trainer.fit()
+    killer.join()
+    assert not failures
+    seen = ray.get(actor.seen.remote())
+    assert seen["asked"] == [0, 1, 2, 3, 2, 3, 4, 5], "killed in 3, resumed at version 2, its checkpoint"
+    assert result.return_value["version"] == 5
+    curve, weights = plain_curve
+    for version, numbers in seen["metrics"].items():
+        assert numbers["loss"] == pytest.approx(curve[version]["loss"], rel=1e-3)
+    for name, value in load(final).items():
+        torch.testing.assert_close(value, weights[name], atol=2e-4, rtol=1e-2)
+
+
+def test_a_loss_that_is_not_finite_is_raised_as_such_and_a_new_driver_resumes_before_it(start, batches):
+    class Poisoned(Agent):
+        def loss(self, pairs):
+            bad = torch.tensor([p.duel.id == "d4-2" for p in pairs.preferences])
+            return torch.where(bad, math.nan, super().loss(pairs))
+
+    trainer, (actor, source), final = start(batches, agent=Poisoned())
+    with pytest.raises(NonFiniteLossError, match=r"batch 4: the loss is not finite for duel d4-2"):
+        trainer.fit()
+    assert ray.get(actor.seen.remote())["asked"] == [0, 1, 2, 3, 4], "it is not tried again"
+    assert not final.exists()
+
+    again, _, final = start(batches, actor=(actor, source))  # another driver, the same place
+    assert again.fit().return_value["version"] == 5
+    assert ray.get(actor.seen.remote())["asked"][5:] == [4, 5]
+    assert (final / "model.safetensors").exists()
+
+
+def test_adapters_are_published_as_such_and_a_source_that_lost_weights_gets_them_again(start, make_batch, policy_dir):
+    batches = [make_batch(i, 2) for i in range(2)]
+    trainer, (actor, _), final = start(
+        batches, publish="adapter", lora=LoraSettings(rank=2), strategy="zero3", num_workers=2
+    )
+    ray.get(actor.lose_at.remote(1))
+    trainer.fit()
+    seen = ray.get(actor.seen.remote())
+    assert seen["sent"] == [1, 1, 2]
+    weights = seen["published"][2]
+    assert weights.adapter["r"] == 2 and json.dumps(dict(weights.adapter), default=str)
+    assert all("lora_" in name for name in weights.arrays)
+    from safetensors.torch import load_file
+
+    assert checksum(load_file(final / "adapter" / "adapter_model.safetensors")) == weights.checksum
+    assert load(final).keys() == load(policy_dir).keys()
+
+
+def test_a_source_with_nothing_to_give_is_named_in_time(start, make_batch):
+    trainer, (actor, _), _ = start([make_batch(0, 2)], batch_timeout_s=1.0)
+    ray.get(actor.hold_at.remote(0))
+    with pytest.raises(WaitError, match="waited 1 s for batch 0"):
+        trainer.fit()
+
+
+def test_adapters_can_only_be_published_where_there_are_some(policy_dir):
+    from rayalign.learner.stream import ListSource
+
+    with pytest.raises(ConfigError, match=r"publish='adapter' needs adapters, but learner.lora.rank=0"):
+        LearnerSetup(
+            agent=Agent(), config=LearnerConfig(), policy=str(policy_dir), source=ListSource([]), final_dir="x",
+            publish="adapter",
+        )  # fmt: skip
