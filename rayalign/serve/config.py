@@ -55,7 +55,7 @@ class OracleConfig:
     max_tokens: int = 0
     """reward_model only: longest prompt and response together; the prompt's beginning is cut. 0: the model's limit."""
     micro_batch_tokens: int = 0
-    """reward_model only: most tokens per forward pass, padding counted. 0: 4,096 on a CPU, 16,384 on a GPU."""
+    """reward_model only: most tokens per forward pass, padding counted. 0: 2,048 on a CPU, 16,384 on a GPU."""
     cache_size: int = 100_000
     """reward_model only: responses whose score is remembered, so that none is scored twice; 0 remembers none."""
     trust_remote_code: bool = False

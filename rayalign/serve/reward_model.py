@@ -30,7 +30,7 @@ from rayalign.types import Duel, Prompt, Verdict
 
 log = logging.getLogger(__name__)
 
-MICRO_BATCH_TOKENS = {"cpu": 4_096, "cuda": 16_384}
+MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """On a CPU larger batches are slower: more padding, and activations that leave the caches."""
 UNLIMITED = 1_000_000
 """Tokenizers that know no limit name a larger one than this."""
