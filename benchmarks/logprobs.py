@@ -5,6 +5,8 @@
 Each way runs in a process of its own. "adds" is the peak of the process's resident memory over what it was just
 before, gradients of hidden states and of the head's weights included. The hidden size is small (64), so that what is
 measured is the logits, and not the head.
+
+On a busy 2-core machine, one thread: chunked adds 346 MiB, plain 5,971 MiB; the times were about equal (85 and 67 s).
 """
 
 import argparse
@@ -38,7 +40,7 @@ def measure(way: str, rows: int, tokens: int, vocabulary: int, dtype: str, chunk
     logprob_N.view(rows, tokens).sum(-1).mean().backward()
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"adds_mib": after - before, "seconds": seconds, "sum": float(logprob_N.double().sum())}
+    return {"adds_mib": after - before, "seconds": seconds, "sum": float(logprob_N.detach().double().sum())}
 
 
 def main() -> None:

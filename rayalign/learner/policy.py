@@ -167,10 +167,11 @@ def validate(config: LearnerConfig, policy_dir: str | Path) -> None:
     if config.lora.rank < 0:
         raise ConfigError(f"learner.lora.rank={config.lora.rank} must not be negative; 0 trains all weights.")
     if config.lora.rank:
-        _validate_adapters(config.lora, policy_dir)
+        _validate_adapters(config, policy_dir)
 
 
-def _validate_adapters(settings: LoraSettings, policy_dir: str | Path) -> None:
+def _validate_adapters(config: LearnerConfig, policy_dir: str | Path) -> None:
+    settings = config.lora
     if settings.alpha <= 0 or not 0 <= settings.dropout < 1:
         raise ConfigError(
             f"learner.lora.alpha={settings.alpha} must be positive, learner.lora.dropout={settings.dropout} in [0, 1)."
@@ -194,6 +195,11 @@ def _validate_adapters(settings: LoraSettings, policy_dir: str | Path) -> None:
                 f"It has: {', '.join(sorted(fitting))}; or use 'all-linear'."
             )
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if config.strategy == "zero3" and any(modules[name] is head for name in found):
+            raise ConfigError(
+                f"learner.lora.target_modules names the head {target!r}, whose adapter ZeRO-3 can't gather chunk by "
+                "chunk. Name other modules, or use learner.strategy=zero2."
+            )
         tied = model.config.get_text_config().tie_word_embeddings
         if tied and any(modules[name] in (head, embedding) for name in found):
             raise ConfigError(

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
@@ -271,8 +272,11 @@ class LearnerTrainer(TorchTrainer):
         Raises errors of our own family as they are, and Ray Train's `TrainingFailedError` when workers failed more
         often than `learner.max_failures`.
         """
-        # The controller looks at its workers every 2 s by default, and reads this in the process that calls fit.
+        # Ray Train reads its settings in the process that calls fit. Its controller looks at the workers every 2 s
+        # by default, and takes one report at a look: checkpoints of short batches would wait for it.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+        if len(ray.nodes()) == 1:  # nobody announces the loss of the only node: spare the process that listens
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
             result = super().fit()
         except WorkerGroupError as error:

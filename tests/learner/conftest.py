@@ -97,7 +97,7 @@ class Shelf:
 
     def __init__(self, batches):
         self.batches, self.published, self.metrics = batches, {}, {}
-        self.asked, self.sent, self.pids, self.hold, self.lost = [], [], {}, None, None
+        self.asked, self.sent, self.pids, self.hold, self.lost, self.end = [], [], {}, None, None, len(batches)
 
     def next_batch(self, index, pid, rank):
         if rank == 0 and self.asked[-1:] != [(pid, index)]:  # asking again while it waits counts once
@@ -107,7 +107,7 @@ class Shelf:
             return PleasePublish()
         if self.hold is not None and index >= self.hold:
             return None
-        return self.batches[index] if index < len(self.batches) else EndOfStream()
+        return self.batches[index] if index < self.end else EndOfStream()
 
     def publish(self, weights, metrics, spans=()):
         self.sent.append(weights.version)
@@ -120,6 +120,9 @@ class Shelf:
 
     def hold_at(self, index):
         self.hold = index
+
+    def end_at(self, index):
+        self.end = index
 
     def lose_at(self, version):
         self.lost = version
