@@ -35,7 +35,8 @@ class VllmSettings:
     max_lora_rank: int = 64
     """Largest adapter rank accepted; vLLM reserves memory for it."""
     transport: str = "object_store"
-    """object_store (shared memory on one node, a copy between nodes), or vLLM's own `ipc` or `nccl` on GPUs."""
+    """object_store (shared memory on one node, a copy between nodes); `nccl` and `ipc` also start the receiving side
+    of vLLM's own transfers, for learners that send with `RolloutPool.native_client`; see `rollout.native_transfer`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory_utilization <= 1:

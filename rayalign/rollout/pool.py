@@ -27,9 +27,10 @@ from typing import Any
 import ray
 from ray import exceptions as ray_errors
 
-from rayalign.errors import RayalignError, ResourceError, RolloutError, WaitError, WeightSyncError
+from rayalign.errors import ConfigError, RayalignError, ResourceError, RolloutError, WaitError, WeightSyncError
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.engine import Engine, Sampling
+from rayalign.rollout.native_transfer import ReplicaClient
 from rayalign.rollout.replica import Replica, engine_environment, engine_name, make_engine
 from rayalign.rollout.weights import Weights
 from rayalign.types import Candidate, Prompt
@@ -152,15 +153,33 @@ class RolloutPool:
         Raises `WeightSyncError` naming the replica and the version, or `WaitError` after `sync_timeout_s`; the pool
         then still counts as running the old version, and restarts replicas that do not before it samples again.
         """
+        self._renew(weights, "load")
+
+    def confirm(self, weights: Weights) -> None:
+        """Like `sync`, for weights that have reached the engines by `native_client` already: only read them back."""
+        self._renew(weights, "adopt")
+
+    def native_client(self) -> ReplicaClient:
+        """What vLLM's trainer-side transfer engines talk to; good until a replica is replaced."""
+        actors = [(slot.actor, slot.name) for slot in self._slots if slot.actor is not None]
+        ranks = self.config.vllm.tensor_parallel
+        return ReplicaClient([a for a, _ in actors], [n for _, n in actors], ranks, self.config.sync_timeout_s)
+
+    def _renew(self, weights: Weights, how: str) -> None:
         with self._exclusive("sync"):
             began = time.monotonic()
             if self._local is not None:
-                self._verify(f"{self.name}-0", weights, (self._local.load(weights), self._local.version)[::-1])
+                if how != "load":
+                    raise ConfigError(
+                        "native weight transfer goes to replicas, but rollout.num_replicas=0; use `sync`."
+                    )
+                found = self._local.load(weights)
+                self._verify(f"{self.name}-0", weights, (self._local.version, found))
                 self._weights = weights
             else:
                 # Owned by this process, not by the learner: a replacement can be given it when the learner is gone.
                 ref = ray.put(weights)
-                self._sync_replicas(weights, ref)
+                self._sync_replicas(weights, ref, how)
                 self._weights, self._ref = weights, ref
             self._totals.syncs += 1
             self._totals.sync_seconds += time.monotonic() - began
@@ -302,7 +321,7 @@ class RolloutPool:
             )
 
     # -- weights -------------------------------------------------------------------------------------------------
-    def _sync_replicas(self, weights: Weights, ref: Any) -> None:
+    def _sync_replicas(self, weights: Weights, ref: Any, how: str) -> None:
         """All replicas run `weights` when this returns; those that do not are dead when it raises."""
         deadline = time.monotonic() + self.config.sync_timeout_s
         restarts = 0
@@ -313,7 +332,7 @@ class RolloutPool:
                 self._launch(slot, ref)
                 jobs[slot.starting] = slot
             else:
-                jobs[slot.actor.load.remote(ref)] = slot
+                jobs[getattr(slot.actor, how).remote(ref)] = slot
 
         for slot in self._slots:
             begin(slot)

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -81,6 +82,20 @@ class Replica:
         """Run other weights; returns the version and checksum read back from the engine."""
         found = self.engine.load(weights)
         return self.engine.version, found
+
+    def adopt(self, weights: Weights) -> tuple[int, str]:
+        """Count as `weights` what vLLM's own transfer has brought; returns the version and checksum read back."""
+        found = self._transferable().adopt(weights)
+        return self.engine.version, found
+
+    def weight_transfer(self, step: str, payload: dict[str, Any]) -> None:
+        """One step of vLLM's own weight transfer; see `native_transfer`."""
+        self._transferable().weight_transfer(step, payload)
+
+    def _transferable(self) -> Any:
+        if not hasattr(self.engine, "weight_transfer"):
+            raise ConfigError("native weight transfer is vLLM's; set rollout.engine='vllm', or use RolloutPool.sync.")
+        return self.engine
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, positions: Sequence[int]

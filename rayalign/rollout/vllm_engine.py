@@ -46,8 +46,13 @@ class VllmEngine:
             "generation_config": "vllm",  # no sampling defaults from the checkpoint
             "seed": 0,
         }
+        if device == "cpu":
+            # vLLM 0.32 can't take back a seeded draw on a CPU, which it does after each part of a prompt cut in parts.
+            settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, self._context)}
         if device == "cuda":
             settings |= {"gpu_memory_utilization": config.vllm.gpu_memory_utilization, "enable_sleep_mode": True}
+        if config.vllm.transport != "object_store":
+            settings["weight_transfer_config"] = {"backend": config.vllm.transport}
         if config.vllm.enable_lora:
             settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": config.vllm.max_lora_rank}
         try:
@@ -123,6 +128,17 @@ class VllmEngine:
                     "the engine for adapters. Publish adapters, or set it to False and publish merged weights."
                 )
             found = self._ask_workers("rayalign_load", weights)
+        self._llm.reset_prefix_cache()
+        self._version = weights.version
+        return found
+
+    def weight_transfer(self, step: str, payload: dict[str, Any]) -> None:
+        """One step of vLLM's own weight transfer: a method of its workers and its arguments."""
+        self._llm.collective_rpc(step, kwargs=payload)
+
+    def adopt(self, weights: Weights) -> str:
+        """Count what a weight transfer has brought as `weights`; returns the checksum read back, as `load` does."""
+        found = self._ask_workers("rayalign_read_back", weights)
         self._llm.reset_prefix_cache()
         self._version = weights.version
         return found

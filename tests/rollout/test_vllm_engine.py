@@ -105,7 +105,7 @@ def test_a_request_depends_on_its_seed_and_not_on_what_came_before(pool, prompts
 
 def test_more_prompt_tokens_than_fit_into_one_step_are_sampled_all_the_same(pool, prompts):
     groups = pool.generate(prompts, Sampling(n=120, temperature=1.0, max_tokens=2), seed=0)
-    assert sum(len(prompt.token_ids) * 120 for prompt in prompts) > 2 * 4096
+    assert sum(len(prompt.token_ids) * 120 for prompt in prompts) > 4096
     assert all(len(group) == 120 for group in groups)
 
 
@@ -128,13 +128,20 @@ def test_each_layer_that_is_not_what_was_sent_is_found(pool, new_weights):
     assert inside(pool, read_back, pack(4, state | {"extra": torch.ones(2)})) == "extra is unknown to the engine"
 
 
+def test_weights_that_reached_the_engine_by_another_way_are_confirmed(pool, prompts, new_weights):
+    weights = new_weights(version=4)
+    pool.sync(weights)
+    pool.confirm(dataclasses.replace(weights, version=5))
+    assert pool.generate(prompts, SAMPLING, seed=2)[0][0].policy_version == 5 == pool.version
+
+
 def test_a_corrupted_sync_is_detected_and_a_new_replica_runs_the_old_version(pool, prompts, new_weights):
     pool.sync(new_weights(version=5))
     expected = pool.generate(prompts, SAMPLING, seed=2)
     bad = new_weights(version=6, seed=3)
     next(iter(bad.arrays.values())).flat[0] += 1e-2
     with pytest.raises(WeightSyncError, match="replica vllm-0 was sent weights version 6"):
-        pool.sync(bad)
+        pool.sync(bad)  # `confirm` compares in the same way, and a refusal costs a new engine: once is enough
     assert pool.generate(prompts, SAMPLING, seed=2) == expected
 
 
