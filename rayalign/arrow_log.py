@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _CONTINUATION = b"\xff\xff\xff\xff"
 _WINDOW_BYTES = 64 << 20
-"""A scan renews its memory map this often: touched pages of a map count as resident memory until it is closed."""
+"""A memory map is renewed after so much was read: its touched pages count as resident memory until it is closed."""
 
 
 class _Torn(Exception):
@@ -49,6 +49,7 @@ class ArrowLog:
         self.path, self.schema = path, schema
         self._file: int | None = None
         self._map: pa.MemoryMappedFile | None = None
+        self._bytes_read = 0
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -100,10 +101,12 @@ class ArrowLog:
     # -- reading ------------------------------------------------------------------------------------------------
     def read(self, offset: int) -> pa.RecordBatch:
         """The message at `offset`, its buffers backed by the memory-mapped file."""
-        if self._map is None or offset >= self._map.size():
-            self._map = pa.memory_map(str(self.path))
+        if self._map is None or offset >= self._map.size() or self._bytes_read > _WINDOW_BYTES:
+            self._map, self._bytes_read = pa.memory_map(str(self.path)), 0
         self._map.seek(offset)
-        return pa.ipc.read_record_batch(pa.ipc.read_message(self._map), self.schema)
+        message = pa.ipc.read_message(self._map)
+        self._bytes_read += self._map.tell() - offset
+        return pa.ipc.read_record_batch(message, self.schema)
 
     def scan(self, size: int | None = None) -> Iterator[tuple[int, pa.RecordBatch, int]]:
         """Offset, message and the offset after it, for every complete message among the first `size` bytes."""
