@@ -144,7 +144,8 @@ def measure(args: argparse.Namespace, policy: Path) -> None:
         rate = tokens[name] / median
         print(f"{name:14s}{median:8.3f} s [{min(taken):.3f}]  {rate:9.0f} tokens/s  {rate / base:5.2f} x generate")
 
-    state = {k: v for k, v in ours._model.state_dict().items() if k != "lm_head.weight" or v is not None}
+    tied = ours._model.config.tie_word_embeddings
+    state = {k: v for k, v in ours._model.state_dict().items() if not (tied and k == "lm_head.weight")}
     for name, engine in engines.items():
         taken = []
         for version in range(1, 4):
