@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from scipy.optimize import minimize
 from scipy.special import expit
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -179,6 +180,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()  # a policy loaded for its features says that its head is unused
+    transformers.logging.disable_progress_bar()
     table = {seed: measure(seed, given.policy, given.backbone, given.labels, given.ridge) for seed in given.worlds}
     width = max(map(len, next(iter(table.values()))))
     print(f"{'world':{width}}", *(f"{seed:>8}" for seed in table))

@@ -37,11 +37,12 @@ def demonstrate(listing: Listing, weights: NDArray[np.float64], rng: np.random.G
         keep[:] = 0.1
         keep[best_places(weights, listing)] = 0.9
     named = [item for (item, _), kept in zip(listing, rng.random(len(listing)) < keep, strict=True) if kept]
+    named = named or [listing[int(keep.argmax())][0]]  # nobody hands in an empty page
     if slips[1] < SHUFFLED:
-        named = rng.permutation(named).tolist() if named else named
+        named = rng.permutation(named).tolist()
     swapped = rng.random(len(named)) < SWAPS
     named = [int(rng.integers(len(ITEMS))) if swap else item for item, swap in zip(named, swapped, strict=True)]
-    if named and slips[2] < REPEATS:
+    if slips[2] < REPEATS:
         named.insert(int(rng.integers(1, len(named) + 1)), named[int(rng.integers(len(named)))])
     response = [ITEMS[item] for item in named]
     if slips[3] < POLITE:

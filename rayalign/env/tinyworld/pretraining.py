@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 POLICY_STEPS = (500, 500)
 """Steps on clean in-order listing (copying comes late and suddenly), then on the noisy demonstrations."""
-BACKBONE_STEPS = 900
+BACKBONE_STEPS = 800
 NUM_BACKBONE_WORLDS = 256
 BATCH = 64
 """Sequences per step."""
@@ -168,21 +168,20 @@ def train_backbone(
 
 
 def babble(rng: np.random.Generator) -> tuple[Listing, list[str]]:
-    """A report and a response with every kind of slip, at a rate that differs from response to response."""
+    """A report and 3 to 14 words in response: half of them its items, mostly in order, the others every kind of slip.
+
+    So many slips, because the hard part to learn is not what an item is worth but whether it earns that here.
+    """
     listing = training_listing(rng)
     own = [ITEMS[item] for item, _ in listing]
-    pools = (ITEMS, own, _STRAY)
-    keep, slip, shuffle, tail = rng.random(4)
-    named = np.flatnonzero(rng.random(len(own)) < 0.2 + 0.8 * keep)
-    if shuffle < 0.3:
-        rng.shuffle(named)
-    rate = 0.4 * max(0.0, slip - 0.3)
-    response = []
-    for place in named:
-        while rng.random() < rate:
-            pool = pools[rng.integers(3)]
-            response.append(pool[rng.integers(len(pool))])
-        response.append(own[place])
-    if tail < 0.1:
-        response += [(*FILLERS, *own)[i] for i in rng.integers(len(FILLERS) + len(own), size=rng.integers(1, 9))]
-    return listing, response[:MAX_WORDS]
+    sorted_, kinds, draws = rng.random() < 0.6, rng.random(rng.integers(3, MAX_WORDS + 1)), rng.random(MAX_WORDS)
+    place, response = 0, []
+    for kind, draw in zip(kinds, draws[: len(kinds)], strict=True):
+        if kind < 0.55 and sorted_:
+            place += int(1.6 * draw)
+            response.append(own[place % len(own)])
+            place += 1
+        else:
+            pool = own if kind < 0.63 else ITEMS if kind < 0.93 else _STRAY
+            response.append(pool[int(draw * len(pool))])
+    return listing, response
