@@ -35,7 +35,9 @@ def load_policy(path: str | Path, config: LearnerConfig, seed: int) -> PolicyMod
         raise DataError(f"policy={str(path)!r} can't be loaded as a causal language model: {error}") from error
     _without_dropout(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # ZeRO-3 releases a layer's weights behind each forward, a recomputed one too; only a reentrant recomputation
+        # has a backward of its own that gathers them again.
+        model.gradient_checkpointing_enable({"use_reentrant": config.strategy == "zero3"})
     if config.lora.rank:
         model = _with_adapters(model, config, seed)
     policy = PolicyModule(model, config.logprob_chunk_tokens)

@@ -33,7 +33,7 @@ class Strategy:
 
     def __init__(self, policy: PolicyModule, config: LearnerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.policy = policy.to(device)
+        self.policy = policy
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.module: Any = self._wrap()
@@ -41,7 +41,7 @@ class Strategy:
 
     # -- to be overridden -----------------------------------------------------------------------------------------
     def _wrap(self) -> Any:
-        return self.policy
+        return self.policy.to(self.device)
 
     def _make_optimizer(self) -> Any:
         """AdamW over float32 masters: steps of 1e-7 would vanish in the rounding of bfloat16 weights."""
@@ -125,12 +125,17 @@ class Strategy:
         return tuple(t.to(self.device, non_blocking=True) for t in tensors)  # type: ignore[return-value]
 
     def gather(self, mine: Any) -> list[Any]:
-        """Everybody's small picklable object, by rank, on every rank."""
-        if self.world_size == 1:
-            return [mine]
-        everybody: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everybody, mine)
-        return everybody
+        """See `gather_objects`."""
+        return gather_objects(mine)
+
+
+def gather_objects(mine: Any) -> list[Any]:
+    """Every worker's small picklable object, by rank, on every worker."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, mine)
+    return everybody
 
 
 class Ddp(Strategy):
@@ -140,7 +145,7 @@ class Ddp(Strategy):
         from torch.nn.parallel import DistributedDataParallel
 
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.policy, device_ids=devices)
+        return DistributedDataParallel(self.policy.to(self.device), device_ids=devices)
 
     def logprobs(self, micro: MicroBatch, last: bool) -> Tensor:
         """Gradients are exchanged in the last backward only, which DDP wants to know before its forward."""
@@ -167,6 +172,7 @@ class DeepSpeed(Strategy):
         deepspeed.init_distributed(
             dist_backend=dist.get_backend(), timeout=timedelta(seconds=self.config.batch_timeout_s)
         )
+        self._scatter(self.policy)
         optimizer = make_adamw([p for p in self.policy.parameters() if p.requires_grad], self.config)
         engine, _, _, _ = deepspeed.initialize(model=self.policy, optimizer=optimizer, config=self._settings())
         if hasattr(engine.optimizer, "check_grad_overflow"):
@@ -219,10 +225,22 @@ class DeepSpeed(Strategy):
 
         return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
 
+    def _scatter(self, module: PolicyModule) -> None:
+        """Move the module to the device; ZeRO-3 does it parameter by parameter, keeping one shard of each there."""
+        if not self._shards_weights:
+            module.to(self.device)
+            return
+        import deepspeed
+
+        deepspeed.zero.Init(module=module, config_dict_or_path=self._settings())
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(self.device)
+
     def shard(self, module: PolicyModule) -> Any:
         """ZeRO-3 shards the reference as well: two whole models would not fit where one does not."""
+        self._scatter(module)
         if not self._shards_weights:
-            return module.to(self.device)
+            return module
         import deepspeed
 
         settings = self._settings()

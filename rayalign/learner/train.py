@@ -30,11 +30,11 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.exceptions import WorkerGroupError
 
 from rayalign.agents.agent import Agent
 from rayalign.errors import ConfigError, DataError, RayalignError, WaitError
 from rayalign.learner.config import LearnerConfig
+from rayalign.learner.logprobs import PolicyModule
 from rayalign.learner.policy import (
     adapter_config,
     adapter_state,
@@ -44,7 +44,7 @@ from rayalign.learner.policy import (
     write_final,
 )
 from rayalign.learner.reference import Reference
-from rayalign.learner.strategies import make_strategy
+from rayalign.learner.strategies import gather_objects, make_strategy
 from rayalign.learner.stream import BatchSource, EndOfStream, PleasePublish, Span
 from rayalign.learner.update import batch_tokens, learning_rate, update
 from rayalign.rollout.weights import Weights, pack
@@ -96,7 +96,7 @@ def train_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return _Worker(settings["setup"]).run()
     except RayalignError as error:
-        return {"error": error}
+        return {"error": getattr(error, "cause", error)}  # Ray wraps what comes from the source's actor
 
 
 class _Worker:
@@ -105,7 +105,7 @@ class _Worker:
     def __init__(self, setup: LearnerSetup) -> None:
         self.setup, self.config, self.agent = setup, setup.config, setup.agent
         torch.set_num_threads(self.config.threads_per_worker or max(1, int(self.config.cpus_per_worker)))
-        policy = load_policy(setup.policy, self.config, setup.seed)
+        policy = self._load_policy()
         frozen = Reference.of(self.agent, self.config, policy)
         self.strategy = make_strategy(policy, self.config, get_device())
         if frozen is not None:
@@ -135,6 +135,19 @@ class _Worker:
             self._checkpoint()
         self._finish()
         return {"version": self.version, "metrics": self.metrics}
+
+    def _load_policy(self) -> PolicyModule:
+        """The initial policy, or its error on all workers where one has it: the others would wait for that one."""
+        policy, failure = None, None
+        try:
+            policy = load_policy(self.setup.policy, self.config, self.setup.seed)
+        except RayalignError as error:
+            failure = error
+        for theirs in gather_objects(failure):
+            if theirs is not None:
+                raise theirs
+        assert policy is not None
+        return policy
 
     # -- one turn of the loop ---------------------------------------------------------------------------------
     def _next_batch(self) -> TrainBatch | EndOfStream | PleasePublish:
@@ -277,13 +290,7 @@ class LearnerTrainer(TorchTrainer):
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         if len(ray.nodes()) == 1:  # nobody announces the loss of the only node: spare the process that listens
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        try:
-            result = super().fit()
-        except WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if isinstance(failure, RayalignError):
-                    raise failure from error
-            raise
+        result = super().fit()
         value = result.return_value
         if isinstance(value, dict) and isinstance(value.get("error"), RayalignError):
             raise value["error"]
