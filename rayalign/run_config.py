@@ -48,9 +48,7 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name}={getattr(self, name)} must be at least 1.")
         if self.max_staleness < 0:
-            raise ConfigError(
-                f"loop.max_staleness={self.max_staleness} must not be negative; 0 is synchronous."
-            )
+            raise ConfigError(f"loop.max_staleness={self.max_staleness} must not be negative; 0 is synchronous.")
         if self.sleep_engines and self.max_staleness:
             raise ConfigError(
                 f"loop.sleep_engines=true needs engines and learner to take turns, but loop.max_staleness="
