@@ -51,28 +51,30 @@ def duels(batch: int, size: int) -> list[Duel]:
     return made
 
 
-def write(path: Path, labels: int, size: int) -> tuple[list[float], list[float]]:
-    """Seconds of each commit and of each answer."""
-    commits, answers = [], []
+def write(path: Path, labels: int, size: int) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Seconds of each commit and of each answer, and the CPU's share of them, for machines that are busy otherwise."""
+    commits, answers, commits_cpu, answers_cpu = [], [], [], []
     with Ledger(path) as ledger:
         for batch in range(-(-labels // size)):
             made = duels(batch, min(size, labels - batch * size))
             verdicts = [Verdict(duel_id=duel.id, probability=0.75, price=0.01) for duel in made]
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             ledger.commit(batch, made)
-            middle = time.perf_counter()
+            middle, middle_cpu = time.perf_counter(), time.process_time()
             ledger.answer(verdicts, [1.0] * len(made), oracle="benchmark/1")
             commits.append(middle - start)
             answers.append(time.perf_counter() - middle)
-    return commits, answers
+            commits_cpu.append(middle_cpu - start_cpu)
+            answers_cpu.append(time.process_time() - middle_cpu)
+    return commits, answers, commits_cpu, answers_cpu
 
 
 def read(path: Path) -> dict[str, float]:
     """Run in a process of its own."""
     before = peak_mib()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     ledger = Ledger(path)
-    folded = time.perf_counter()
+    folded, folded_cpu = time.perf_counter(), time.process_time()
     peak_folded = peak_mib()
     last = ledger.batch(ledger.num_batches - 1)
     one_batch = time.perf_counter()
@@ -82,6 +84,7 @@ def read(path: Path) -> dict[str, float]:
     return {
         "labels": ledger.spent,
         "fold": folded - start,
+        "fold_cpu": folded_cpu - start_cpu,
         "batch": one_batch - folded,
         "walk": walked - one_batch,
         "idle_mib": before,
@@ -96,9 +99,9 @@ def peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def milliseconds(seconds: Sequence[float]) -> str:
-    ordered = sorted(seconds)
-    return f"{1e3 * statistics.median(ordered):.2f} ms (99 %: {1e3 * ordered[int(0.99 * (len(ordered) - 1))]:.2f} ms)"
+def milliseconds(seconds: Sequence[float], cpu: Sequence[float]) -> str:
+    late = sorted(seconds)[int(0.99 * (len(seconds) - 1))]
+    return f"{1e3 * statistics.median(seconds):.2f} ms (CPU {1e3 * statistics.median(cpu):.2f} ms; 99 %: {1e3 * late:.2f} ms)"
 
 
 def main() -> None:
@@ -112,16 +115,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=".") as folder:
         path = Path(folder) / "ledger.arrow"
-        commits, answers = write(path, args.labels, args.batch)
+        commits, answers, commits_cpu, answers_cpu = write(path, args.labels, args.batch)
         size = path.stat().st_size / 2**20
         command = [sys.executable, __file__, "--read", str(path)]
         result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True, timeout=600).stdout)
     table = Table(
         "what", "measured", "target", title=f"ledger: {args.labels:,} labels, batches of {args.batch}, {size:,.0f} MiB"
     )
-    table.add_row("commit of a batch, median", milliseconds(commits), "< 5 ms")
-    table.add_row("its answers, median", milliseconds(answers), "< 5 ms")
-    table.add_row("read back and fold", f"{result['fold']:.2f} s", "< 5 s for 1,000,000")
+    table.add_row("commit of a batch, median", milliseconds(commits, commits_cpu), "< 5 ms")
+    table.add_row("its answers, median", milliseconds(answers, answers_cpu), "< 5 ms")
+    table.add_row(
+        "read back and fold", f"{result['fold']:.2f} s (CPU {result['fold_cpu']:.2f} s)", "< 5 s for 1,000,000"
+    )
     table.add_row(
         "peak memory of that", f"{result['fold_mib']:.0f} MiB ({result['idle_mib']:.0f} before)", "< 1024 MiB"
     )
