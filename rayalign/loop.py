@@ -225,10 +225,10 @@ def _execute(plan_: _Plan) -> Result:
         progress = Progress(plan_.config.logging, title=title, run_dir=folder)
         stack.callback(progress.close)
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
-        stack.enter_context(_cluster())
+        own_cluster = stack.enter_context(_cluster())
         config = plan(plan_.config, ray.cluster_resources(), plan_.set_by_user)
         for app in apps:
-            stack.callback(stop_oracle, app)
+            stack.callback(stop_oracle, app, stop_serve=not own_cluster)  # our own cluster takes Serve with it
         factory = oracle_factory(config.oracle, plan_.world, plan_.oracle)
         oracle = start_oracle(config.oracle, factory, name=apps[0], journal_dir=folder / "oracle")
         judge = oracle
@@ -263,17 +263,17 @@ def _takes_adapters(config: RunConfig) -> bool:
 
 
 @contextmanager
-def _cluster() -> Iterator[None]:
-    """Inside there is a Ray: the job's, the caller's, or one that is started here and ends with the block."""
+def _cluster() -> Iterator[bool]:
+    """Inside there is a Ray: the job's, the caller's, or one that is started here (True) and ends with the block."""
     if ray.is_initialized():
-        yield
+        yield False
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     local: Mapping[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     ray.init(log_to_driver=False, configure_logging=False, **local)
     try:
-        yield
+        yield True
     finally:
         ray.shutdown()
 
