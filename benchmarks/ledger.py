@@ -101,7 +101,7 @@ def peak_mib() -> float:
 
 def milliseconds(seconds: Sequence[float], cpu: Sequence[float]) -> str:
     late = sorted(seconds)[int(0.99 * (len(seconds) - 1))]
-    return f"{1e3 * statistics.median(seconds):.2f} ms (CPU {1e3 * statistics.median(cpu):.2f} ms; 99 %: {1e3 * late:.2f} ms)"
+    return f"{1e3 * statistics.median(seconds):.2f} ms (CPU {1e3 * statistics.median(cpu):.2f}; 99 %: {1e3 * late:.1f})"
 
 
 def main() -> None:
