@@ -7,8 +7,8 @@ One batch, top to bottom (`Collector.collect`):
     generate  candidates for the prompts on the table                                pool     -> candidates
     select    the agent picks pairs, and labels some of them itself if it wants      agent    -> duels
     label     commit the batch to the ledger, then ask the oracle                    env      -> preferences
-    observe   the agent learns from what came back                                   agent
     add       the learner may fetch the batch                                        window   -> learner
+    observe   meanwhile the agent learns from what came back, too                    agent
 
 Everything random in batch `b` is drawn from generators seeded with (run seed, b, purpose), and the prompt
 position is a function of b. So the ledger alone says where a run stands: after a crash the collector opens
@@ -156,13 +156,13 @@ class Collector:
             _, _, _, _, info = self.env.step(duels)
             self.table = info["prompts"]
             bought: list[Preference] = [p for p in info["preferences"][: len(duels)] if p is not None]
+        with self.lock:
+            self._remember(batch, tuple([*bought, *synthetic]), self.ledger.spent)
+        self.window.add(batch)
         with clock("observe"):
             facts = agent.observe(batch, [*bought, *synthetic], self._rng(batch, OBSERVE))
             if (batch + 1) % config.loop.agent_checkpoint_every == 0:
                 self._save_agent(observed=batch + 1)
-        with self.lock:
-            self._remember(batch, tuple([*bought, *synthetic]), self.ledger.spent)
-        self.window.add(batch)
 
         failed = len(duels) - len(bought)
         self.record = {

@@ -129,7 +129,7 @@ class Shelf:
 
     def seen(self):
         return {
-            "asked": self.asked,
+            "asked": [index for _, index in self.asked],
             "sent": self.sent,
             "published": self.published,
             "metrics": self.metrics,
