@@ -187,6 +187,7 @@ class _Worker:
             weights = self._weights()
             if weights is not None:
                 self.setup.source.publish(weights, metrics, self.spans)
+            self.strategy.gather(None)  # nobody asks for the next batch before these weights are out
             self.spans = []
 
     def _weights(self) -> Weights | None:
@@ -288,7 +289,9 @@ class LearnerTrainer(TorchTrainer):
         # Ray Train reads its settings in the process that calls fit. Its controller looks at the workers every 2 s
         # by default, and takes one report at a look: checkpoints of short batches would wait for it.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-        if len(ray.nodes()) == 1:  # nobody announces the loss of the only node: spare the process that listens
+        if (
+            ray.is_initialized() and len(ray.nodes()) == 1
+        ):  # nobody announces the loss of the only node: spare the process that listens
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         result = super().fit()
         value = result.return_value

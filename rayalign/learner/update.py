@@ -17,7 +17,7 @@ from rayalign.agents.agent import Agent
 from rayalign.agents.losses import PairLogProbs
 from rayalign.errors import NonFiniteLossError
 from rayalign.learner.config import LearnerConfig
-from rayalign.learner.microbatch import MicroBatch, micro_batches
+from rayalign.learner.microbatch import micro_batches
 from rayalign.learner.strategies import Strategy
 from rayalign.types import Preference, TrainBatch
 
@@ -184,6 +184,3 @@ def batch_tokens(preferences: Sequence[Preference]) -> int:
         2 * len(p.duel.prompt.token_ids) + len(p.duel.first.token_ids) + len(p.duel.second.token_ids)
         for p in preferences
     )
-
-
-__all__ = ["MicroBatch", "batch_tokens", "duel_losses", "learning_rate", "pair_logprobs", "update"]

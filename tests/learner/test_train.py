@@ -15,6 +15,7 @@ import torch
 from rayalign.agents.agent import Agent
 from rayalign.errors import ConfigError, NonFiniteLossError, WaitError
 from rayalign.learner.config import LearnerConfig, LoraSettings
+from rayalign.learner.stream import ListSource
 from rayalign.learner.train import LearnerSetup, make_trainer
 from rayalign.rollout.weights import checksum
 
@@ -118,6 +119,7 @@ def test_a_killed_worker_resumes_at_its_checkpoint_and_reads_the_batches_again(s
                 return
             time.sleep(0.1)
         failures.append("never got to batch 3")
+        ray.get(actor.hold_at.remote(None))
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -170,16 +172,25 @@ def test_adapters_are_published_as_such_and_a_source_that_lost_weights_gets_them
     assert load(final).keys() == load(policy_dir).keys()
 
 
-def test_a_source_with_nothing_to_give_is_named_in_time(start, make_batch):
-    trainer, (actor, _), _ = start([make_batch(0, 2)], batch_timeout_s=1.0)
-    ray.get(actor.hold_at.remote(0))
-    with pytest.raises(WaitError, match="waited 1 s for batch 0"):
+def test_a_source_with_nothing_to_give_is_named_in_time(policy_dir, tmp_path):
+    class Silent(ListSource):
+        def next_batch(self, index, timeout_s):
+            raise WaitError(f"waited {timeout_s:.0f} s for batch {index} from nobody.")
+
+    setup = LearnerSetup(
+        agent=Agent(),
+        config=LearnerConfig(batch_timeout_s=7.0),
+        policy=str(policy_dir),
+        source=Silent([]),
+        final_dir=str(tmp_path / "final"),
+    )
+    trainer = make_trainer(setup, storage_path=str(tmp_path), name="silent")
+    trainer.running_in_local_mode = True  # Ray Train's own: the loop in this process, no workers
+    with pytest.raises(WaitError, match="waited 7 s for batch 0 from nobody"):
         trainer.fit()
 
 
 def test_adapters_can_only_be_published_where_there_are_some(policy_dir):
-    from rayalign.learner.stream import ListSource
-
     with pytest.raises(ConfigError, match=r"publish='adapter' needs adapters, but learner.lora.rank=0"):
         LearnerSetup(
             agent=Agent(), config=LearnerConfig(), policy=str(policy_dir), source=ListSource([]), final_dir="x",
