@@ -106,7 +106,8 @@ def main() -> None:
                         f"labels of passive / labels of {name} at {target:.2f}: {ratio.value:.2f} "
                         f"[{ratio.low:.2f}, {ratio.high:.2f}] over the {len(both)} worlds in which both reached it"
                     )
-    print(f"report: {write_report([run.path for runs in results.values() for run in runs], options.out)}")
+    page = write_report([run.path for runs in results.values() for run in runs], options.out / "comparison.html")
+    print(f"report: {page}")
 
 
 if __name__ == "__main__":
