@@ -26,7 +26,7 @@ import torch
 
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.engine import Engine, Sampling
-from rayalign.rollout.replica import engine_environment, engine_name, make_engine
+from rayalign.rollout.replica import engine_name, make_engine
 from rayalign.rollout.transformers_engine import TransformersEngine
 from rayalign.rollout.weights import pack
 from rayalign.types import Prompt
@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace, policy: Path) -> None:
     config = RolloutConfig(
         dtype=args.dtype, max_prompt_tokens=64, max_tokens=args.max_tokens, threads_per_replica=args.threads
     )
-    os.environ.update(engine_environment(config))
+    os.environ.update(config.environment())
     torch.set_num_threads(args.threads)
     sampling = Sampling(n=args.n, temperature=1.0, max_tokens=args.max_tokens)
     rng = random.Random(0)

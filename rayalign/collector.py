@@ -42,9 +42,11 @@ from rayalign.ledger import Ledger
 from rayalign.logs import RunLog
 from rayalign.purchase import Purchaser
 from rayalign.rollout.encode import PromptEncoder
+from rayalign.rollout.model_pool import ModelPool
 from rayalign.rollout.pool import RolloutPool
 from rayalign.rollout.weights import Weights, load_weights, save_weights
 from rayalign.run_config import RunConfig
+from rayalign.scoring.pool import ScorerPool
 from rayalign.staleness import Window
 from rayalign.stopwatch import Stopwatch
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, TrainBatch
@@ -79,7 +81,7 @@ class Collector:
         self.warning: str | None = None
         self.record: dict[str, Any] = {}
         self._batches: OrderedDict[int, TrainBatch] = OrderedDict()
-        self._pools: list[RolloutPool] = []
+        self._pools: list[ModelPool] = []
         self._learner_at = 0
         self._learner_record: dict[str, float] = {}
         self._stop = threading.Event()
@@ -203,7 +205,13 @@ class Collector:
         if newest is not None:
             assert weights.version <= newest, f"published {weights.version} has passed the agent's window, {newest}"
             save_weights(weights, self.run_dir / "pinned")  # a resumed round can't get them from the learner any more
+        self._load(weights)
+
+    def _load(self, weights: Weights) -> None:
+        """Weights to all who hold the current policy."""
         self.pool.sync(weights)
+        if self.scorer is not None:
+            self.scorer.sync(weights)
 
     def _wake(self) -> None:
         if self.config.loop.sleep_engines:
@@ -219,6 +227,10 @@ class Collector:
     def _propose(self, prompts: Sequence[Prompt], batch: int) -> list[list[Candidate]]:
         groups: list[list[Candidate]] = [[] for _ in prompts]
         for part, proposal in enumerate(self.agent.proposals()):
+            if proposal.source == "data":
+                for prompt, group in zip(prompts, groups, strict=True):
+                    group.extend(self.encoder.given_pair(prompt))
+                continue
             pool = self.pool if proposal.source == "policy" else self.reference_pool
             sampling = self.config.rollout.sampling(n=proposal.n)
             seed = int(self._rng(batch, GENERATE, part).integers(2**62))
@@ -286,11 +298,11 @@ class Collector:
         config, agent = self.config, self.agent
         self.encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
         self.pool = self._make_pool("rollout")
-        self.reference_pool = (
-            self._make_pool("reference")
-            if any(proposal.source == "reference" for proposal in agent.proposals())
-            else self.pool
-        )
+        self.reference_pool = self._make_pool("reference") if agent.samples_reference() else self.pool
+        self.scorer: ScorerPool | None = None
+        if agent.needs_scorer():
+            self.scorer = ScorerPool(config.scorer, config.policy, name=f"{config.name}-scorer")
+            self._pools.append(self.scorer)
         self.heldout = HeldOut(
             config.evaluation,
             self.world,
@@ -309,6 +321,7 @@ class Collector:
                 batch_size=config.loop.batch_size,
                 device=config.loop.agent_device,
                 sample_prompts=[self.encoder.encode(self.world.prompt(i)) for i in range(num_prompts)],
+                scorer=self.scorer,
             )
         )
         with self.lock:
@@ -319,7 +332,7 @@ class Collector:
         self.window.restart(collected=done)
         pinned = self.run_dir / "pinned"
         if pinned.exists():
-            self.pool.sync(load_weights(pinned))
+            self._load(load_weights(pinned))
 
         bandit = DuelingBanditVector(self.world, num_envs=num_prompts, labeler=self.purchaser)
         self.env = LabelBudgetVector(bandit, budget=config.loop.budget, spent=self.ledger.spent)

@@ -60,8 +60,10 @@ CUSTOM_INPUTS = "inputs.pkl"
 FREE_TO_CHANGE = (
     "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.max_stalled_batches",
     "rollout.num_replicas", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
-    "rollout.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker", "learner.max_failures",
-    "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every", "logging.", "run_dir",
+    "rollout.sync_timeout_s", "scorer.num_replicas", "scorer.cpus_per_replica", "scorer.gpus_per_replica",
+    "scorer.request_timeout_s", "scorer.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker",
+    "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every",
+    "logging.", "run_dir",
 )  # fmt: skip
 """Settings that `resume` may change: they don't change what was already bought means."""
 
@@ -226,7 +228,7 @@ def _execute(plan_: _Plan) -> Result:
         stack.callback(progress.close)
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
         own_cluster = stack.enter_context(_cluster())
-        config = plan(plan_.config, ray.cluster_resources(), plan_.set_by_user)
+        config = plan(plan_.config, plan_.agent, ray.cluster_resources(), plan_.set_by_user)
         for app in apps:
             stack.callback(stop_oracle, app, stop_serve=not own_cluster)  # our own cluster takes Serve with it
         factory = oracle_factory(config.oracle, plan_.world, plan_.oracle)

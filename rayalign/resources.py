@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from rayalign.agents.agent import Agent
 from rayalign.errors import ResourceError
 from rayalign.run_config import RunConfig
 
@@ -28,23 +29,28 @@ class Share:
     """Per process."""
 
 
-def shares(config: RunConfig) -> list[Share]:
-    """Every role of a run. Train's and Serve's controllers reserve nothing."""
-    loop, rollout, learner, oracle = config.loop, config.rollout, config.learner, config.oracle
+def shares(config: RunConfig, agent: Agent) -> list[Share]:
+    """Every role of a run of `agent`. Train's and Serve's controllers reserve nothing."""
+    loop, rollout, learner, oracle, scorer = config.loop, config.rollout, config.learner, config.oracle, config.scorer
+    engines = rollout.num_replicas * (1 + agent.samples_reference())
+    scorers = scorer.num_replicas if agent.needs_scorer() else 0
     return [
         Share("loop.collector_cpus", 1, loop.collector_cpus, loop.collector_gpus),
-        Share("rollout.cpus_per_replica", rollout.num_replicas, rollout.cpus_per_replica, rollout.gpus_per_replica),
+        Share(
+            "rollout.cpus_per_replica", engines, rollout.cpus_per_replica, rollout.gpus_of_replica
+        ),
+        Share("scorer.cpus_per_replica", scorers, scorer.cpus_per_replica, scorer.gpus_of_replica),
         Share("learner.cpus_per_worker", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker),
         Share("oracle.cpus_per_replica", oracle.most_replicas, oracle.cpus_per_replica, oracle.gpus_per_replica),
     ]
 
 
-def plan(config: RunConfig, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:
+def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:
     """`config` with CPU shares that fit `cluster` (Ray's total resources).
 
     Raises `ResourceError` where it can't fit: the message has the whole plan.
     """
-    asked = shares(config)
+    asked = [share for share in shares(config, agent) if share.processes]
     table = "; ".join(f"{s.processes} x {s.setting.split('.')[0]} ({s.cpus:g} CPU, {s.gpus:g} GPU)" for s in asked)
     gpus, have_gpus = sum(s.processes * s.gpus for s in asked), cluster.get("GPU", 0.0)
     if gpus > have_gpus + 1e-9:
@@ -54,7 +60,7 @@ def plan(config: RunConfig, cluster: Mapping[str, float], set_by_user: Collectio
         )
     have = cluster.get("CPU", 0.0)
     fixed = sum(s.processes * s.cpus for s in asked if s.setting in set_by_user)
-    free = [s for s in asked if s.setting not in set_by_user and s.processes]
+    free = [s for s in asked if s.setting not in set_by_user]
     wanted = sum(s.processes * s.cpus for s in free)
     if fixed + wanted <= have + 1e-9:
         return config

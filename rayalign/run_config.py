@@ -11,6 +11,7 @@ from rayalign.evaluate import EvaluationConfig
 from rayalign.learner.config import LearnerConfig
 from rayalign.logs import LoggingConfig
 from rayalign.rollout.config import RolloutConfig
+from rayalign.scoring.config import ScorerConfig
 from rayalign.serve.config import OracleConfig
 
 
@@ -78,6 +79,8 @@ class RunConfig:
     """Budget, batches, staleness."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """Engines that generate."""
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    """The model as agents ask it; only for agents that do."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     """Preferences to weights."""
     oracle: OracleConfig = field(default_factory=OracleConfig)

@@ -25,6 +25,7 @@ ORDER = """
     rollout models staleness stopwatch
     agents
     learner
+    scoring
     serve
     evaluate logs result run_record plots report progress
     run_config resources heldout collector collector_client loop tune

@@ -4,29 +4,30 @@ from dataclasses import replace
 
 import pytest
 
+from rayalign.agents.agent import Agent, Proposal
 from rayalign.errors import ResourceError
 from rayalign.resources import plan, shares
 from rayalign.run_config import RunConfig
 
 
 def total(config):
-    return sum(s.processes * s.cpus for s in shares(config))
+    return sum(s.processes * s.cpus for s in shares(config, Agent()))
 
 
 def test_a_plan_that_fits_is_left_alone():
     config = RunConfig()
-    assert plan(config, {"CPU": 64.0}) == config
+    assert plan(config, Agent(), {"CPU": 64.0}) == config
 
 
 def test_shares_nobody_set_are_scaled_down_to_a_laptop():
-    config = plan(RunConfig(), {"CPU": 2.0})
+    config = plan(RunConfig(), Agent(), {"CPU": 2.0})
     assert 1.9 < total(config) <= 2.0
 
 
 def test_a_share_set_by_hand_is_kept_and_the_others_make_room():
     config = RunConfig()
     config = replace(config, learner=replace(config.learner, cpus_per_worker=1.5))
-    planned = plan(config, {"CPU": 2.0}, set_by_user={"learner.cpus_per_worker"})
+    planned = plan(config, Agent(), {"CPU": 2.0}, set_by_user={"learner.cpus_per_worker"})
     assert planned.learner.cpus_per_worker == 1.5
     assert total(planned) <= 2.0
 
@@ -35,18 +36,35 @@ def test_shares_set_by_hand_beyond_the_cluster_are_refused_with_the_whole_plan()
     config = RunConfig()
     config = replace(config, learner=replace(config.learner, cpus_per_worker=3.0))
     with pytest.raises(ResourceError, match=r"the cluster has 2: .*1 x learner \(3 CPU, 0 GPU\)"):
-        plan(config, {"CPU": 2.0}, set_by_user={"learner.cpus_per_worker"})
+        plan(config, Agent(), {"CPU": 2.0}, set_by_user={"learner.cpus_per_worker"})
 
 
 def test_gpus_are_never_scaled():
     config = RunConfig()
     config = replace(config, rollout=replace(config.rollout, gpus_per_replica=1.0))
     with pytest.raises(ResourceError, match="asks for 1 GPUs, but the cluster has 0"):
-        plan(config, {"CPU": 2.0})
+        plan(config, Agent(), {"CPU": 2.0})
 
 
 def test_two_roles_share_one_gpu_by_fractions():
     config = RunConfig()
     config = replace(config, rollout=replace(config.rollout, num_replicas=1, gpus_per_replica=0.5))
     config = replace(config, learner=replace(config.learner, gpus_per_worker=0.5))
-    assert plan(config, {"CPU": 64.0, "GPU": 1.0}) == config
+    assert plan(config, Agent(), {"CPU": 64.0, "GPU": 1.0}) == config
+
+
+class Demanding(Agent):
+    """Samples the initial policy too, and asks the model itself."""
+
+    def proposals(self):
+        return (Proposal(n=1), Proposal(n=1, source="reference"))
+
+    def needs_scorer(self):
+        return True
+
+
+def test_what_an_agent_needs_beside_one_pool_is_planned_for():
+    cpus = {share.setting: share.processes for share in shares(RunConfig(), Demanding())}
+    assert cpus["rollout.cpus_per_replica"] == 2 and cpus["scorer.cpus_per_replica"] == 1
+    planned = plan(RunConfig(), Demanding(), {"CPU": 2.0})
+    assert 1.9 < sum(s.processes * s.cpus for s in shares(planned, Demanding())) <= 2.0

@@ -3,7 +3,7 @@
 Hooks in the order in which the loop calls them; an algorithm overrides only those where it differs:
 
     proposals -> select -> (oracle) -> observe          in the collector, once per batch
-    loss                                                in the learner, once per micro-batch
+    training_duels -> loss                              in the learner, once per batch and once per micro-batch
     best_of                                             at evaluation and after the run
 
 Shapes: B duels.
@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from rayalign.agents.losses import LOSSES, PairLogProbs
+from rayalign.agents.scorer import Scorer
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.types import Candidate, Preference, Prompt
 
@@ -58,7 +59,8 @@ class Proposal:
     n: int
     """Responses per prompt."""
     source: str = "policy"
-    """`policy`: the weights that the staleness gate allows; `reference`: version 0, always."""
+    """`policy`: the weights that the staleness gate allows; `reference`: version 0, always; `data`: the prompt's own
+    pair, `n` must be 2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +90,8 @@ class AgentContext:
     """Where the agent's own models (a reward posterior, say) live."""
     sample_prompts: Sequence[Prompt] = ()
     """A few unlabelled training prompts, for calibrations that cost no label."""
+    scorer: Scorer | None = None
+    """The model that is being trained; None unless `Agent.needs_scorer`."""
 
 
 class Agent:
@@ -106,6 +110,14 @@ class Agent:
     # -- in the collector, in loop order -------------------------------------------------------------------
     def setup(self, context: AgentContext) -> None:
         """Build what the agent needs beside its config (a reward posterior, ...). Called once, before `load`."""
+
+    def needs_scorer(self) -> bool:
+        """Whether `select` asks the model itself: log-probabilities, dropout moments, gradients."""
+        return False
+
+    def samples_reference(self) -> bool:
+        """Whether engines that stay at the initial policy are needed beside those of the current one."""
+        return any(proposal.source == "reference" for proposal in self.proposals())
 
     def prompts_per_batch(self, batch_size: int) -> int:
         """Prompts drawn for a batch of `batch_size` duels; more than `batch_size` where prompts are selected too."""
@@ -158,6 +170,18 @@ class Agent:
         An override may only name versions at or before `batch`, and must not decrease.
         """
         return 0
+
+    def learning_rate_factor(self, batch: int) -> float:
+        """What the learning rate of batch `batch` is multiplied by, beside the learner's own schedule."""
+        return 1.0
+
+    def training_duels(self, preferences: Sequence[Preference]) -> Sequence[Preference]:
+        """What the learner takes of a batch: all of it, unless overridden.
+
+        An override may drop preferences, and change or add `duel.meta` for `loss`; it must be a function of its
+        argument alone. An empty result skips the step.
+        """
+        return preferences
 
     def loss(self, pairs: PairLogProbs) -> Tensor:
         """One number per duel, `B`; the learner averages. Ties are averaged over both orders by the learner."""

@@ -88,6 +88,11 @@ def collate(preferences: Sequence[Preference], indices: tuple[int, ...]) -> Micr
     duels = [preferences[i].duel for i in indices]
     rows = [(d.prompt.token_ids, d.first.token_ids) for d in duels]
     rows += [(d.prompt.token_ids, d.second.token_ids) for d in duels]
+    return MicroBatch(indices, *pad_rows(rows))
+
+
+def pad_rows(rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and response mask, `R x T` each, of (prompt, response) rows; padding on the right."""
     longest = max(len(prompt) + len(response) for prompt, response in rows)
     input_ids_RT = torch.zeros(len(rows), longest, dtype=torch.long)
     attention_mask_RT = torch.zeros_like(input_ids_RT)
@@ -97,7 +102,7 @@ def collate(preferences: Sequence[Preference], indices: tuple[int, ...]) -> Micr
         input_ids_RT[row, :end] = torch.tensor(prompt + response)
         attention_mask_RT[row, :end] = 1
         response_mask_RT[row, len(prompt) : end] = True
-    return MicroBatch(indices, input_ids_RT, attention_mask_RT, response_mask_RT)
+    return input_ids_RT, attention_mask_RT, response_mask_RT
 
 
 def micro_batches(

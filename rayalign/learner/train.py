@@ -168,9 +168,11 @@ class _Worker:
     def _learn(self, batch: TrainBatch) -> None:
         assert batch.index == self.version, f"asked for batch {self.version}, got {batch.index}"
         torch.manual_seed(hash((self.setup.seed, self.version, self.strategy.rank)) % 2**63)  # adapters' dropout
+        batch = replace(batch, preferences=tuple(self.agent.training_duels(batch.preferences)))
         with self._timed("reference"):
             references = self.reference.logprobs(batch.index, batch.preferences)
         rate = learning_rate(self.config, batch.index, float(batch.meta.get("progress", 0.0)))
+        rate *= self.agent.learning_rate_factor(batch.index)
         with self._timed("learn"):
             for _ in range(self.config.updates_per_batch):
                 self.metrics = update(self.strategy, self.agent, batch, references, self.config, rate)

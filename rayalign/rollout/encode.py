@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayalign.errors import ConfigError, DataError
 from rayalign.rollout.config import CHAT
-from rayalign.types import Prompt
+from rayalign.types import Candidate, Prompt
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
@@ -107,6 +108,23 @@ class PromptEncoder:
                 f"{self.max_prompt_tokens}. Shorten or drop it, or raise the limit."
             )
         return dataclasses.replace(prompt, token_ids=tuple(ids))
+
+    def encode_response(self, text: str) -> Candidate:
+        """A given text as a finished candidate, end-of-sequence added. Its log-probabilities are not known: NaN."""
+        ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+        return Candidate(
+            text=text, token_ids=ids, logprobs=(math.nan,) * len(ids), policy_version=-1, finished=True, source="data"
+        )
+
+    def given_pair(self, prompt: Prompt) -> tuple[Candidate, Candidate]:
+        """The prompt's own two responses; `DataError` if it has none."""
+        if prompt.pair is None:
+            raise DataError(
+                f"prompt {prompt.id!r} has no pair of responses, and the agent works with given ones. Use an env whose "
+                "prompts carry pairs (rayalign/Prompts-v0 with `pair` fields, rayalign/TinyWorld-v0), or another agent."
+            )
+        first, second = prompt.pair
+        return self.encode_response(first), self.encode_response(second)
 
     def check(self, prompts: Iterable[Prompt], max_tokens: int = 0) -> None:
         """Encode all and keep nothing; `DataError` names the first that can't be used.

@@ -1,4 +1,4 @@
-"""The one protocol that every generator speaks, whatever runs underneath."""
+"""The one protocol that every generator speaks, whatever runs underneath; and what all models in a pool have."""
 
 from __future__ import annotations
 
@@ -41,12 +41,27 @@ def prompt_seed(seed: int, position: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest(), "big") >> 1
 
 
-class Engine(Protocol):
-    """A language model that samples. Not thread-safe: one request at a time."""
+class Model(Protocol):
+    """Anything that holds the policy in a pool. Not thread-safe: one request at a time."""
 
     @property
     def version(self) -> int:
         """Weights version that it runs; 0 is the initial policy."""
+
+    def load(self, weights: Weights) -> str:
+        """Run other weights from now on. Returns the checksum read back from what the model holds, for
+        comparison with `weights.checksum`; on an error the old version stays in force or the model is unusable.
+        """
+
+    def sleep(self) -> None:
+        """Give device memory back until `wake` (collocated learners); a no-op where it makes no sense."""
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+
+
+class Engine(Model, Protocol):
+    """A language model that samples."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, positions: Sequence[int] | None = None
@@ -56,14 +71,3 @@ class Engine(Protocol):
         The randomness of a prompt comes from `(seed, position)`: `positions` (default 0, 1, ...) lets a request be
         cut into pieces without changing what is drawn.
         """
-
-    def load(self, weights: Weights) -> str:
-        """Run other weights from now on. Returns the checksum read back from what the engine holds, for
-        comparison with `weights.checksum`; on an error the old version stays in force or the engine is unusable.
-        """
-
-    def sleep(self) -> None:
-        """Give device memory back until `wake` (collocated learners); a no-op where it makes no sense."""
-
-    def wake(self) -> None:
-        """Undo `sleep`."""

@@ -1,21 +1,21 @@
-"""One engine, and the Ray actor that runs it."""
+"""One model, an engine mostly, and the Ray actor that runs it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from rayalign.errors import ConfigError
-from rayalign.rollout.config import RolloutConfig
-from rayalign.rollout.engine import Engine, Sampling
+from rayalign.rollout.config import PoolConfig, RolloutConfig
+from rayalign.rollout.engine import Engine, Model
 from rayalign.rollout.weights import Weights
-from rayalign.types import Candidate, Prompt
+from rayalign.types import Prompt
 
 
 def engine_name(config: RolloutConfig) -> str:
@@ -31,23 +31,6 @@ def engine_name(config: RolloutConfig) -> str:
     return config.engine
 
 
-def engine_environment(config: RolloutConfig) -> dict[str, str]:
-    """Environment variables that an engine's process needs before it imports anything."""
-    environment = {
-        "OMP_NUM_THREADS": str(config.threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the actor's own process, and dies with it
-    }
-    if config.gpus_per_replica == 0:
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.vllm.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # replicas that bind themselves all take the same cores
-        }
-    return environment
-
-
 def make_engine(config: RolloutConfig, policy_dir: str | Path) -> Engine:
     """The engine that `config` asks for, with the initial policy loaded."""
     device = "cuda" if config.gpus_per_replica > 0 else "cpu"
@@ -60,56 +43,61 @@ def make_engine(config: RolloutConfig, policy_dir: str | Path) -> Engine:
     return TransformersEngine(policy_dir, dtype=config.dtype, device=device, max_batch_tokens=config.max_batch_tokens)
 
 
+Make = Callable[[Any, str], Model]
+"""`make(config, policy_dir)`: a model with the initial policy loaded; picklable."""
+
+
 class Replica:
     """The actor. Requests run one at a time; `ping` answers while one is running."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._engine: Engine | None = None
+        self._model: Any = None
 
     def __repr__(self) -> str:
         return self.name
 
-    def start(self, config: RolloutConfig, policy_dir: str, weights: Weights | None) -> tuple[int, str]:
+    def start(self, make: Make, config: PoolConfig, policy_dir: str, weights: Weights | None) -> tuple[int, str]:
         """Load the initial policy, then `weights`. Not in the constructor, so that its errors arrive whole."""
         import torch
 
         torch.set_num_threads(config.threads)
-        self._engine = make_engine(config, policy_dir)
-        return (self._engine.version, "") if weights is None else self.load(weights)
+        self._model = make(config, policy_dir)
+        return (self._model.version, "") if weights is None else self.load(weights)
 
     def load(self, weights: Weights) -> tuple[int, str]:
-        """Run other weights; returns the version and checksum read back from the engine."""
-        found = self.engine.load(weights)
-        return self.engine.version, found
+        """Run other weights; returns the version and checksum read back from the model."""
+        found = self.model.load(weights)
+        return self.model.version, found
 
+    def ask(
+        self, method: str, prompts: Sequence[Prompt], columns: Mapping[str, Any], arguments: Mapping[str, Any]
+    ) -> list[Any]:
+        """See `ModelPool.map`."""
+        return getattr(self.model, method)(prompts, **columns, **arguments)
+
+    def sleep(self) -> None:
+        """See `Model.sleep`."""
+        self.model.sleep()
+
+    def wake(self) -> None:
+        """See `Model.wake`."""
+        self.model.wake()
+
+    # -- vLLM's own weight transfer ------------------------------------------------------------------------------
     def adopt(self, weights: Weights) -> tuple[int, str]:
         """Count as `weights` what vLLM's own transfer has brought; returns the version and checksum read back."""
         found = self._transferable().adopt(weights)
-        return self.engine.version, found
+        return self.model.version, found
 
     def weight_transfer(self, step: str, payload: dict[str, Any]) -> None:
         """One step of vLLM's own weight transfer; see `native_transfer`."""
         self._transferable().weight_transfer(step, payload)
 
     def _transferable(self) -> Any:
-        if not hasattr(self.engine, "weight_transfer"):
+        if not hasattr(self.model, "weight_transfer"):
             raise ConfigError("native weight transfer is vLLM's; set rollout.engine='vllm', or use RolloutPool.sync.")
-        return self.engine
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, positions: Sequence[int]
-    ) -> list[list[Candidate]]:
-        """See `Engine.generate`."""
-        return self.engine.generate(prompts, sampling, seed, positions)
-
-    def sleep(self) -> None:
-        """See `Engine.sleep`."""
-        self.engine.sleep()
-
-    def wake(self) -> None:
-        """See `Engine.wake`."""
-        self.engine.wake()
+        return self.model
 
     @ray.method(concurrency_group="health")
     def ping(self) -> dict[str, str | int]:
@@ -117,7 +105,7 @@ class Replica:
         return {"name": self.name, "host": socket.gethostname(), "pid": os.getpid()}
 
     @property
-    def engine(self) -> Engine:
-        """The engine, once started."""
-        assert self._engine is not None, f"{self.name} was asked before it was started"
-        return self._engine
+    def model(self) -> Any:
+        """The model, once started."""
+        assert self._model is not None, f"{self.name} was asked before it was started"
+        return self._model

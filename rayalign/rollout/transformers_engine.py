@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayalign.errors import DataError, WeightSyncError
+from rayalign.errors import DataError
 from rayalign.rollout.encode import check_fits, context_length, eos_token_ids, load_tokenizer
 from rayalign.rollout.engine import Sampling, prompt_seed
-from rayalign.rollout.weights import Weights, copy_into, read_back
+from rayalign.rollout.live_model import LiveModel
+from rayalign.rollout.weights import Weights
 from rayalign.types import Candidate, Prompt
 
 
@@ -44,16 +45,13 @@ class TransformersEngine:
         self.tokenizer = load_tokenizer(policy_dir)
         self.eos_ids = eos_token_ids(policy_dir, self.tokenizer)
         self._context = context_length(policy_dir)
-        self._model = _load_model(self._dir, dtype, self._device)
-        self._shares_prefix = shares_prefix(self._model.config)
-        self._peft: Any = None
-        self._on_initial_policy = True
-        self._version = 0
+        self._live = LiveModel(_load_model(self._dir, dtype, self._device), self._device)
+        self._shares_prefix = shares_prefix(self._live.model.config)
 
     @property
     def version(self) -> int:
         """Weights version that it runs; 0 is the initial policy."""
-        return self._version
+        return self._live.version
 
     # -- sampling ------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -97,7 +95,7 @@ class TransformersEngine:
         device, n = self._device, sampling.n
         rows = len(prompts) * n
         ids, mask = _left_pad(prompts, device)
-        cache: Any = DynamicCache(config=self._model.config)
+        cache: Any = DynamicCache(config=self._live.model.config)
         # Positions count from the first real token; padded places repeat position 0 and are masked.
         position = (mask.long().cumsum(-1) - 1).clamp(min=0)
         logits = self._forward(ids, mask, position, cache)
@@ -144,7 +142,7 @@ class TransformersEngine:
 
     def _forward(self, ids: Tensor, mask: Tensor | None, position: Tensor, cache: Any) -> Tensor:
         """Logits of the last position, `R x V`."""
-        out = self._model(
+        out = self._live.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=position,
@@ -165,7 +163,7 @@ class TransformersEngine:
                 text=text,
                 token_ids=tuple(token),
                 logprobs=tuple(logprob[:length]),
-                policy_version=self._version,
+                policy_version=self._live.version,
                 finished=done,
             )
             for text, token, (_, logprob, length, done) in zip(texts, ids, rows, strict=True)
@@ -175,50 +173,15 @@ class TransformersEngine:
     # -- weights -------------------------------------------------------------------------------------------------
     def load(self, weights: Weights) -> str:
         """Copy into the live parameters in place; returns the checksum read back from them."""
-        if weights.adapter is not None:
-            found = self._load_adapter(weights)
-        else:
-            if self._peft is not None:  # merged weights after adapters: the adapters' part is in them
-                self._model, self._peft = self._peft.unload(), None
-            live = self._model.state_dict()
-            self._on_initial_policy = False
-            copy_into(weights, live)
-            found = read_back(weights, live)
-        self._version = weights.version
-        return found
-
-    def _load_adapter(self, weights: Weights) -> str:
-        """Put a LoRA adapter over the base weights (created at the first one), and read its values back."""
-        import peft
-
-        if not self._on_initial_policy:
-            raise WeightSyncError(
-                f"weights version {weights.version} are an adapter, which sits on the initial policy, but the engine "
-                f"was given whole weights (version {self._version}) since. Publish one kind only."
-            )
-        config = peft.PeftConfig.from_peft_type(**dict(weights.adapter or {}))
-        if self._peft is None:
-            self._peft = peft.get_peft_model(self._model, config).eval()
-        state = {name: tensor.to(self._device) for name, tensor in weights.tensors()}
-        result = peft.set_peft_model_state_dict(self._peft, state)
-        live = peft.get_peft_model_state_dict(self._peft)
-        if result.unexpected_keys or set(live) != set(state):
-            odd = sorted(set(live) ^ set(state))
-            raise WeightSyncError(
-                f"weights version {weights.version}: the adapter's tensors do not fit its config: {', '.join(odd[:3])}"
-            )
-        return read_back(weights, live)
+        return self._live.load(weights)
 
     def sleep(self) -> None:
         """Move the weights to the CPU and free the device's memory; nothing happens on a CPU."""
-        if self._device.type == "cuda":
-            self._model.to("cpu")
-            torch.cuda.empty_cache()
+        self._live.sleep()
 
     def wake(self) -> None:
         """Move the weights back."""
-        if self._device.type == "cuda":
-            self._model.to(self._device)
+        self._live.wake()
 
 
 def sample(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class VllmEngine:
     """vLLM's `LLM` with token ids in and out. Implements `rayalign.rollout.engine.Engine`."""
 
     def __init__(self, policy_dir: str | Path, config: RolloutConfig, *, device: str = "cpu") -> None:
-        """The environment variables of `replica.engine_environment` must be set before vLLM is first imported."""
+        """The environment variables of `RolloutConfig.environment` must be set before vLLM is first imported."""
         from vllm import LLM
 
         self._config, self._device = config, device

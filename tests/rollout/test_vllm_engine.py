@@ -53,7 +53,7 @@ def assert_logprobs_of(model, prompts, groups, temperature=0.8, top_p=1.0):
 
 def inside(pool, function, *args):
     """Run `function(engine, *args)` in the replica's process."""
-    call = pool._slots[0].actor.__ray_call__.remote(lambda replica, *a: function(replica.engine, *a), *args)
+    call = pool._slots[0].actor.__ray_call__.remote(lambda replica, *a: function(replica.model, *a), *args)
     return ray.get(call, timeout=120)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.env.tinyworld.annotators import CAREFUL_REFERENCES, demonstrate, draw_listing
+from rayalign.env.tinyworld.annotators import CAREFUL_DEMONSTRATIONS, CAREFUL_REFERENCES, demonstrate, draw_listing
 from rayalign.env.tinyworld.language import ITEMS, MAX_WORDS, Listing, parse_prompt, render_prompt, words
 from rayalign.env.tinyworld.reward import WORD, best_places, hidden_weights, score
 from rayalign.env.world import World
@@ -17,7 +17,7 @@ from rayalign.types import Prompt
 
 BACKBONE_WORLDS = range(10_000, 20_000)
 """Seeds set aside for the pre-training of the reward backbone. They are no `TinyWorld`."""
-_TRAINING, _HELDOUT = 1, 2
+_TRAINING, _HELDOUT, _GIVEN = 1, 2, 3
 
 
 def is_heldout(text: str) -> bool:
@@ -45,7 +45,8 @@ class TinyWorld(World):
     Labels       Bradley-Terry with reward_scale 1.5; three to four labels in five agree with the truth.
     Policy       a Llama of 0.35 M parameters that has learned to list items from noisy demonstrations, one in ten
                  of them written by an annotator who cares for W.
-    References   held-out prompts carry the response of an annotator of whom every second one cares for W.
+    References   every prompt carries the response of an annotator of whom every second one cares for W.
+    Pairs        training prompts carry two different responses of annotators like those the policy has learned from.
     """
 
     id = "rayalign/TinyWorld-v0"
@@ -67,7 +68,19 @@ class TinyWorld(World):
         if index < 0:
             raise ConfigError(f"prompt index={index} must not be negative.")
         listing = training_listing(np.random.default_rng([self.seed, _TRAINING, index]))
-        return Prompt(id=f"tinyworld-{self.seed}-{index}", text=render_prompt(listing), token_ids=())
+        rng = np.random.default_rng([self.seed, _GIVEN, index])
+        weights = hidden_weights(self.seed)
+        reference = " ".join(demonstrate(listing, weights, rng, CAREFUL_REFERENCES))
+        first = second = " ".join(demonstrate(listing, weights, rng, CAREFUL_DEMONSTRATIONS))
+        while second == first:
+            second = " ".join(demonstrate(listing, weights, rng, CAREFUL_DEMONSTRATIONS))
+        return Prompt(
+            id=f"tinyworld-{self.seed}-{index}",
+            text=render_prompt(listing),
+            token_ids=(),
+            reference=reference,
+            pair=(first, second),
+        )
 
     def heldout(self, n: int) -> Sequence[Prompt]:
         """`n` different evaluation prompts with a reference each; the first m of n are those of `heldout(m)`."""
