@@ -104,12 +104,12 @@ class PolicyModule(nn.Module):
                 logits_RTV = self.base(input_ids=input_ids_RT, attention_mask=attention_mask_RT, use_cache=False).logits
                 logprob_N = token_logprobs(logits_RTV[:, :-1][wanted_RT], targets_N)
             else:
-                hidden_ND = self._hidden(input_ids_RT, attention_mask_RT)[:, :-1][wanted_RT]
+                hidden_ND = self.hidden(input_ids_RT, attention_mask_RT)[:, :-1][wanted_RT]
                 logprob_N = self._head_logprobs(hidden_ND, targets_N)
             return logprob_N.new_zeros(len(input_ids_RT)).index_add(0, row_N, logprob_N)
 
-    def _hidden(self, input_ids_RT: Tensor, attention_mask_RT: Tensor) -> Tensor:
-        """The decoder's last hidden states, `R x T x D`."""
+    def hidden(self, input_ids_RT: Tensor, attention_mask_RT: Tensor) -> Tensor:
+        """The decoder's last hidden states, `R x T x D`: what the head reads, unless `own_forward`."""
         output = self.base.get_decoder()(input_ids=input_ids_RT, attention_mask=attention_mask_RT, use_cache=False)
         return output.last_hidden_state
 
@@ -123,7 +123,7 @@ class PolicyModule(nn.Module):
         plain_forward = head.forward
 
         def chunks(hidden_ND: Tensor) -> Tensor:
-            return chunked_logprobs(hidden_ND, targets_N, lambda h: self._scaled(plain_forward(h)), self.chunk_tokens)
+            return chunked_logprobs(hidden_ND, targets_N, lambda h: self.scaled(plain_forward(h)), self.chunk_tokens)
 
         head.forward = chunks
         try:
@@ -131,7 +131,7 @@ class PolicyModule(nn.Module):
         finally:
             del head.forward  # the class's own is back
 
-    def _scaled(self, logits_NV: Tensor) -> Tensor:
+    def scaled(self, logits_NV: Tensor) -> Tensor:
         """What model families put behind their heads."""
         config = self.base.config
         if scale := getattr(config, "logit_scale", None):
@@ -155,8 +155,8 @@ class PolicyModule(nn.Module):
         )
         own_TV = base(input_ids=ids_RT, use_cache=False).logits[0].float()
         try:
-            hidden_TD = self._hidden(ids_RT, torch.ones_like(ids_RT))[0]
-            ours_TV = self._scaled(base.get_output_embeddings()(hidden_TD)).float()
+            hidden_TD = self.hidden(ids_RT, torch.ones_like(ids_RT))[0]
+            ours_TV = self.scaled(base.get_output_embeddings()(hidden_TD)).float()
         except (AttributeError, TypeError, RuntimeError):
             return False  # a decoder with another interface
         finally:
