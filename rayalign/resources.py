@@ -36,9 +36,7 @@ def shares(config: RunConfig, agent: Agent) -> list[Share]:
     scorers = scorer.num_replicas if agent.needs_scorer() else 0
     return [
         Share("loop.collector_cpus", 1, loop.collector_cpus, loop.collector_gpus),
-        Share(
-            "rollout.cpus_per_replica", engines, rollout.cpus_per_replica, rollout.gpus_of_replica
-        ),
+        Share("rollout.cpus_per_replica", engines, rollout.cpus_per_replica, rollout.gpus_of_replica),
         Share("scorer.cpus_per_replica", scorers, scorer.cpus_per_replica, scorer.gpus_of_replica),
         Share("learner.cpus_per_worker", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker),
         Share("oracle.cpus_per_replica", oracle.most_replicas, oracle.cpus_per_replica, oracle.gpus_per_replica),
