@@ -71,7 +71,7 @@ def test_the_example_agent_of_the_guide_selects_the_extremes():
     from rayalign.types import Candidate, Prompt
 
     names: dict = {}
-    exec(TEXTS["agents.md"].split("```python\n")[1].split("```")[0], names)
+    exec(TEXTS["adding_an_agent.md"].split("```python\n")[1].split("```")[0], names)
     agent = names["Extremes"](names["ExtremesConfig"](num_candidates=3))
     group = [Candidate(text="x" * n, token_ids=(1,) * n, logprobs=(0.0,) * n, policy_version=0) for n in (2, 3, 1)]
     (choice,) = agent.select(0, [Prompt(id="p", text="", token_ids=())], [group], np.random.default_rng(0))
