@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayalign.agents.scorer import Groups
+from rayalign.agents.scorer import DropoutMoments, Groups
 from rayalign.errors import ConfigError, DataError
 from rayalign.learner.logprobs import PolicyModule
 from rayalign.learner.microbatch import pad_rows
 from rayalign.rollout.live_model import LiveModel
 from rayalign.rollout.weights import Weights
 from rayalign.scoring.config import ScorerConfig
+from rayalign.scoring.dropout import HeadDropout
 from rayalign.types import Prompt
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
@@ -60,6 +61,16 @@ class ScorerModel:
         with self.module(of) as model, torch.no_grad():
             policy = PolicyModule(model, self.config.logprob_chunk_tokens)
             return self.by_prompt(prompts, groups, lambda ids, mask, response: policy(ids, mask, response))
+
+    def dropout_logprobs(
+        self, prompts: Sequence[Prompt], groups: Groups, *, rate: float, masks: int, seed: int, of: str = "policy"
+    ) -> list[DropoutMoments]:
+        """See `Scorer.dropout_logprobs`."""
+        with self.module(of) as model:
+            policy = PolicyModule(model, self.config.logprob_chunk_tokens)
+            found = self.by_prompt(prompts, groups, HeadDropout(policy, rate=rate, masks=masks, seed=seed))
+        columns = (np.reshape(moments_N3, (-1, 3)).T for moments_N3 in found)  # an empty group has no second axis
+        return [DropoutMoments(mean_N=mean, std_N=std, variance_N=variance) for mean, std, variance in columns]
 
     # -- for the methods ------------------------------------------------------------------------------------------
     @contextmanager
