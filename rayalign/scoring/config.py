@@ -23,11 +23,13 @@ class ScorerConfig(PoolConfig):
     """Tokens whose logits exist in float32 at the same time."""
     lora_rank: int = 8
     """Rank of the adapters whose gradients are the features (ActiveDPO), where the learner trains none itself."""
+    max_gradient_tokens: int = 2048
+    """Most tokens in one forward and backward (ActiveDPO); activations are kept for the way back."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"scorer.dtype={self.dtype!r} must be 'float32' or 'bfloat16'.")
-        for name in ("max_batch_tokens", "logprob_chunk_tokens", "lora_rank"):
+        for name in ("max_batch_tokens", "logprob_chunk_tokens", "lora_rank", "max_gradient_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"scorer.{name}={getattr(self, name)} must be at least 1.")

@@ -23,6 +23,7 @@ from rayalign.rollout.live_model import LiveModel
 from rayalign.rollout.weights import Weights
 from rayalign.scoring.config import ScorerConfig
 from rayalign.scoring.dropout import HeadDropout
+from rayalign.scoring.gradients import LoraGradients
 from rayalign.types import Prompt
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
@@ -72,6 +73,14 @@ class ScorerModel:
         columns = (np.reshape(moments_N3, (-1, 3)).T for moments_N3 in found)  # an empty group has no second axis
         return [DropoutMoments(mean_N=mean, std_N=std, variance_N=variance) for mean, std, variance in columns]
 
+    def gradients(self, prompts: Sequence[Prompt], groups: Groups, *, dim: int, seed: int) -> list[np.ndarray]:
+        """See `Scorer.gradients`."""
+        rank, chunk = self.config.lora_rank, self.config.logprob_chunk_tokens
+        with self.module("policy") as model:
+            taken = LoraGradients(model, rank=rank, dim=dim, seed=seed, chunk_tokens=chunk)
+            found = self.by_prompt(prompts, groups, taken, self.config.max_gradient_tokens)
+        return [gradients.reshape(-1, dim) for gradients in found]  # an empty group has no second axis
+
     # -- for the methods ------------------------------------------------------------------------------------------
     @contextmanager
     def module(self, of: str) -> Iterator[Any]:
@@ -87,29 +96,33 @@ class ScorerModel:
             yield self.live.model if self.version == 0 else self._reference
 
     def by_prompt(
-        self, prompts: Sequence[Prompt], groups: Groups, forward: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        prompts: Sequence[Prompt],
+        groups: Groups,
+        forward: Callable[[Tensor, Tensor, Tensor], Tensor],
+        max_tokens: int | None = None,
     ) -> list[np.ndarray]:
         """`forward(ids_RT, mask_RT, response_mask_RT)` gives a value (of any shape) per row; collected by prompt.
 
-        Rows go through in batches of similar length, at most `max_batch_tokens` tokens each.
+        Rows go through in batches of similar length, at most `max_tokens` (`max_batch_tokens`) tokens each.
         """
         rows = [(p.token_ids, c.token_ids) for p, group in zip(prompts, groups, strict=True) for c in group]
         for p, group in zip(prompts, groups, strict=True):
             if not p.token_ids or any(not c.token_ids for c in group):
                 raise DataError(f"prompt {p.id!r} or one of its responses has no token ids; encode them first.")
         found: dict[int, np.ndarray] = {}
-        for part in self._batches(rows):
+        for part in self._batches(rows, max_tokens or self.config.max_batch_tokens):
             values = forward(*(tensor.to(self.device) for tensor in pad_rows([rows[i] for i in part])))
             for i, value in zip(part, values.float().cpu().numpy(), strict=True):
                 found[i] = value
         starts = np.cumsum([0, *map(len, groups)])
         return [np.array([found[i] for i in range(*span)], dtype=np.float32) for span in pairwise(starts)]
 
-    def _batches(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+    def _batches(self, rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
         batch: list[int] = []
         for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]) - len(rows[i][1]), i)):
             longest = sum(map(len, rows[batch[0] if batch else i]))
-            if batch and (len(batch) + 1) * longest > self.config.max_batch_tokens:
+            if batch and (len(batch) + 1) * longest > max_tokens:
                 yield batch
                 batch = []
             batch.append(i)
