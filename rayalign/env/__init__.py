@@ -63,6 +63,14 @@ for _id, _entry in list(ENVS.items()):
     register(_id, _entry)
 
 
+NUMERIC: dict[str, str] = {"rayalign/RFF-v0": "rayalign.env.rff:RFFBandit"}
+"""Dueling bandits on vectors rather than texts (`module:Class`, the vector environment is `...Vector`): known to
+Gymnasium alone, for algorithms that need no language model."""
+
+for _id, _path in NUMERIC.items():
+    gymnasium.register(_id, entry_point=_path, vector_entry_point=f"{_path}Vector")
+
+
 def list_envs() -> list[str]:
     """Ids of the registered environments."""
     return sorted(ENVS)
@@ -76,6 +84,11 @@ def make_world(env: str | gymnasium.Env | gymnasium.vector.VectorEnv | World, **
     from rayalign.env.dueling_bandit import build_world
 
     if isinstance(env, str):
+        if env in NUMERIC:
+            raise ConfigError(
+                f"env={env!r} has vectors for contexts and actions, no texts, so no language model can be run on it. "
+                "Step it with gymnasium.make, as benchmarks/borda_rff.py does."
+            )
         if env not in ENVS:
             raise ConfigError(f"env={env!r} is unknown. {did_you_mean(env, ENVS)}")
         return build_world(ENVS[env].world, kwargs)
