@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from rayalign.agents.agent import Agent
 
 AGENTS: dict[str, type[Agent] | str] = {
+    "ae_borda_dpo": "rayalign.agents.ae_borda_dpo:AEBordaDPO",
+    "ae_dpo": "rayalign.agents.ae_dpo:AEDPO",
     "passive": "rayalign.agents.passive:Passive",
     "sea": "rayalign.agents.sea:SEA",
+    "us_dpo": "rayalign.agents.us_dpo:USDPO",
 }
 """Name -> class, or where to import it from (`module:Class`), so that listing agents imports none of them."""
 

@@ -56,8 +56,8 @@ class HeadDropout:
         self.head: Any = policy.base.get_output_embeddings()
         if self.head is None:
             raise ConfigError(
-                f"{type(policy.base).__name__} has no output embeddings, so there is no last linear layer to put dropout "
-                "before. Use a causal language model with a head, or an agent that does without dropout."
+                f"{type(policy.base).__name__} has no output embeddings: no last layer that dropout could come before. "
+                "Use a causal language model with a head, or an agent that does without dropout."
             )
         self.plain = plain or policy.own_forward
 

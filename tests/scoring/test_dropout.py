@@ -1,4 +1,4 @@
-"""Dropout before the head, against the definition: features multiplied by the mask, logits from the weights, float64."""
+"""Dropout before the head, against the definition: masked features times the head's weights, in float64."""
 
 import numpy as np
 import pytest
