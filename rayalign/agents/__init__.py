@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 AGENTS: dict[str, type[Agent] | str] = {
     "ae_borda_dpo": "rayalign.agents.ae_borda_dpo:AEBordaDPO",
     "ae_dpo": "rayalign.agents.ae_dpo:AEDPO",
+    "apl": "rayalign.agents.apl:APL",
+    "delta_ucb": "rayalign.agents.dts:DeltaUCB",
+    "drts": "rayalign.agents.dts:DRTS",
+    "dts": "rayalign.agents.dts:DTS",
     "passive": "rayalign.agents.passive:Passive",
     "sea": "rayalign.agents.sea:SEA",
+    "selm": "rayalign.agents.selm:SELM",
     "us_dpo": "rayalign.agents.us_dpo:USDPO",
+    "xpo": "rayalign.agents.xpo:XPO",
 }
 """Name -> class, or where to import it from (`module:Class`), so that listing agents imports none of them."""
 

@@ -72,6 +72,22 @@ def information_gain(rewards_EPN: Tensor) -> Tensor:
     return (total - own.mean(dim=0)).clamp_min(0)  # rounding may leave -1e-8 where nothing is to be learned
 
 
+def optimistic_gap(rewards_EN: Tensor, width: float = 1.0) -> Tensor:
+    r"""By how much i may be better than j, at best: `(mu_i + w sigma_i) - (mu_j - w sigma_j)`.
+
+    DeltaUCB (Melikidze et al. 2026, ActiveUltraFeedback): upper bound of the first minus lower bound of the second,
+    over members, population standard deviation. Rewards a large predicted gap, and uncertainty about either response
+    even where all members agree on the pair. `P x N x N`, reward units, not symmetric, diagonal `2 w sigma_i`; with
+    `width=0` the gap of the means. A constant added to one member's rewards, which no label can tell, widens all sigma.
+
+    >>> optimistic_gap(torch.tensor([[3.0, 0.0], [1.0, 0.0]]))
+    tensor([[ 2.,  3.],
+            [-1.,  0.]])
+    """
+    mean_N, std_N = rewards_EN.mean(dim=0), rewards_EN.std(dim=0, correction=0)
+    return (mean_N + width * std_N).unsqueeze(-1) - (mean_N - width * std_N).unsqueeze(-2)
+
+
 # -- pickers -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
@@ -131,11 +147,53 @@ def pick_extremes(rewards_EN: Tensor, rng: np.random.Generator, max_redraws: int
     return Pick(first=first, second=_argmax(-rewards_EN[member], without=first), member=member)
 
 
+def pick_dts(rewards_EN: Tensor, rng: np.random.Generator, max_redraws: int = 0) -> Pick:
+    """Double Thompson sampling (Dwaracherla et al. 2024): the arg maxes of two members.
+
+    The second member is drawn again, at most `max_redraws` times, while its arg max is the first's; then any other
+    candidate is drawn.
+    """
+    first = _argmax(rewards_EN[int(rng.integers(len(rewards_EN)))])
+    return _second_draw(first, rewards_EN, rng, max_redraws)
+
+
+def pick_drts(rewards_EN: Tensor, rng: np.random.Generator, max_redraws: int = 0) -> Pick:
+    """Double reverse Thompson sampling (Melikidze et al. 2026): a member's arg max against another one's arg min.
+
+    The second member is drawn again, at most `max_redraws` times, while its arg min is the first; then any other
+    candidate is drawn. Where the members agree, the pair with the largest gap.
+    """
+    first = _argmax(rewards_EN[int(rng.integers(len(rewards_EN)))])
+    return _second_draw(first, -rewards_EN, rng, max_redraws)
+
+
+def pick_delta_ucb(rewards_EN: Tensor, rng: np.random.Generator, max_redraws: int = 0, width: float = 1.0) -> Pick:
+    """The pair with the largest `optimistic_gap`; nothing is drawn (Melikidze et al. 2026)."""
+    gaps_NN = optimistic_gap(rewards_EN, width).detach().cpu().numpy().copy()
+    np.fill_diagonal(gaps_NN, -np.inf)
+    first, second = np.unravel_index(int(np.argmax(gaps_NN)), gaps_NN.shape)
+    return Pick(first=int(first), second=int(second), value=float(gaps_NN[first, second]))
+
+
 PICKERS: Mapping[str, Callable[[Tensor, np.random.Generator, int], Pick]] = {
     "bai_ts": pick_bai_ts,
     "ee_ts": pick_ee_ts,
     "uncertainty": pick_uncertainty,
+    "dts": pick_dts,
+    "drts": pick_drts,
+    "delta_ucb": pick_delta_ucb,
 }
+
+
+def _second_draw(first: int, rewards_EN: Tensor, rng: np.random.Generator, max_redraws: int) -> Pick:
+    """A member's arg max that is not `first`; after `max_redraws` more draws any other candidate, all alike."""
+    for _ in range(1 + max_redraws):
+        member = int(rng.integers(len(rewards_EN)))
+        second = _argmax(rewards_EN[member])
+        if second != first:
+            return Pick(first=first, second=second, member=member)
+    other = int(rng.integers(rewards_EN.shape[1] - 1))
+    return Pick(first=first, second=other + (other >= first), member=member)
 
 
 def _argmax(values_N: Tensor, without: int | None = None) -> int:

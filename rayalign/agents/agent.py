@@ -120,7 +120,9 @@ class Agent:
         return any(proposal.source == "reference" for proposal in self.proposals())
 
     def prompts_per_batch(self, batch_size: int) -> int:
-        """Prompts drawn for a batch of `batch_size` duels; more than `batch_size` where prompts are selected too."""
+        """Prompts drawn for a batch of `batch_size` duels: more than that where prompts are selected too, fewer where
+        a prompt has several duels.
+        """
         return batch_size
 
     def sampling_window(self, batch: int, max_staleness: int) -> tuple[int, int | None]:
@@ -179,7 +181,8 @@ class Agent:
         """What the learner takes of a batch: all of it, unless overridden.
 
         An override may drop preferences, and change or add `duel.meta` for `loss`; it must be a function of its
-        argument alone. An empty result skips the step.
+        argument alone. An empty result skips the step. A duel that nobody asked about, added to carry a term of the
+        loss, has an id of its own and `meta["auxiliary"]`: the learner's numbers do not describe it.
         """
         return preferences
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,6 +33,17 @@ class PairLogProbs:
     loser_length_B: Tensor
     preferences: Sequence[Preference] = ()
     """The duels themselves, for agents that stored something in `meta`."""
+    exchanged: bool = False
+    """Whether winner and loser have changed places (`swapped`), as they do once for a tie."""
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the first and of the second responses, `B` each, nats, whichever won."""
+        first_won = [(p.label >= 0.5) != self.exchanged for p in self.preferences]
+        first_won_B = torch.tensor(first_won, device=self.winner_B.device)
+        return (
+            torch.where(first_won_B, self.winner_B, self.loser_B),
+            torch.where(first_won_B, self.loser_B, self.winner_B),
+        )
 
     def swapped(self) -> PairLogProbs:
         """The same duels with winner and loser exchanged."""
@@ -43,6 +55,7 @@ class PairLogProbs:
             winner_length_B=self.loser_length_B,
             loser_length_B=self.winner_length_B,
             preferences=self.preferences,
+            exchanged=not self.exchanged,
         )
 
 

@@ -46,11 +46,12 @@ class SEAConfig(AgentConfig):
     """Settings of `SEA`."""
 
     exploration: str = "bai_ts"
-    """bai_ts (spend few labels), ee_ts (show good answers while learning), uncertainty, or passive (first two)."""
+    """bai_ts (spend few labels), ee_ts (show good answers while learning), uncertainty, or passive (first two); also
+    those of other papers: dts, drts, delta_ucb."""
     num_candidates: int = 20
     """M: responses sampled per prompt to search among; a passive exploration samples 2."""
     max_redraws: int = 20
-    """ee_ts only: most extra draws of a member whose best response is not the first's; 0 draws once."""
+    """ee_ts, dts and drts: most extra draws of a member whose choice is not the first response; 0 draws once."""
     gamma_after: float = 0.7
     """Share of pairs that the oracle labels after the burn-in; members label the others. 1 is the oracle alone."""
     gamma_burn_in: int = 1000

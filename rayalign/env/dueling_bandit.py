@@ -201,12 +201,14 @@ class DuelingBanditVector(gym.vector.VectorEnv[tuple[str, ...], Sequence[Action 
     Observation   `Tuple(AnyText, ...)`: n prompts; as objects in `info["prompts"]`.
     Action        `Tuple` of n pairs (first, second). `step` takes any sequence of at most n of: a pair, judged for the
                   prompt of its slot; a `Duel` about any prompt on the table, several about one prompt if you like;
-                  None: pass, nothing is asked. What is missing at the end is None.
+                  None: pass, nothing is asked. What is missing at the end is None. Duels may be more than n.
     Reward        Array of n: per action 1.0, 0.5, 0.0 as in `DuelingBandit`; 0.0 for None and for a failed verdict.
+                  Duels beyond n have theirs in `info["label"]`.
     Episode end   Never; a wrapper (`LabelBudgetVector`) truncates all n at once.
-    Info keys     `prompts` (list of n, of the next table; also from reset) and, per action, arrays of n: `labelled`
-                  (bool), `probability`, `label` (NaN where there is none), `regret_reward` and `regret_preference`
-                  where the truth is known (NaN for None), and `preferences` (list of `Preference` or None).
+    Info keys     `prompts` (list of n, of the next table; also from reset) and, per action, arrays of n, or of as many
+                  as there are duels: `labelled` (bool), `probability`, `label` (NaN where there is none),
+                  `regret_reward` and `regret_preference` where the truth is known (NaN for None), and `preferences`
+                  (list of `Preference` or None).
     Arguments     As `DuelingBandit`, and num_envs.
     Reset         As `DuelingBandit`.
 
@@ -259,10 +261,13 @@ class DuelingBanditVector(gym.vector.VectorEnv[tuple[str, ...], Sequence[Action 
         """Buy a label for each action that is not None, in one call; lay the next table."""
         if not self._table.prompts:
             raise gym.error.ResetNeeded("call reset before step: there are no prompts on the table.")
-        if len(actions) > self.num_envs:
-            raise ConfigError(f"{len(actions)} actions for num_envs={self.num_envs}; make the environment larger.")
+        if any(not isinstance(action, Duel | None) for action in actions[self.num_envs :]):
+            raise ConfigError(
+                f"{len(actions)} actions for num_envs={self.num_envs}; only duels, which name their prompt, may be more "
+                "than the prompts on the table. Make the environment larger."
+            )
         duels = {i: self._table.duel(action, i) for i, action in enumerate(actions) if action is not None}
-        preferences: list[Preference | None] = [None] * self.num_envs
+        preferences: list[Preference | None] = [None] * max(self.num_envs, len(actions))
         for i, preference in zip(duels, self._table.label(list(duels.values())), strict=True):
             preferences[i] = preference
         info: dict[str, Any] = {
@@ -274,14 +279,15 @@ class DuelingBanditVector(gym.vector.VectorEnv[tuple[str, ...], Sequence[Action 
             ),
         }
         if self.world.has_truth:
-            both = np.full((2, self.num_envs), np.nan)
+            both = np.full((2, len(preferences)), np.nan)
             for i, duel in duels.items():
                 both[:, i] = regrets(self.world, duel.prompt, duel.first.text, duel.second.text)
             info["regret_reward"], info["regret_preference"] = both[0].copy(), both[1].copy()
         self._table.next()
         info["prompts"] = list(self._table.prompts)
         ended = np.zeros(self.num_envs, dtype=bool)
-        return self._observation(), np.nan_to_num(info["label"], nan=0.0), ended, ended.copy(), info
+        rewards = np.nan_to_num(info["label"][: self.num_envs], nan=0.0)
+        return self._observation(), rewards, ended, ended.copy(), info
 
     def _observation(self) -> tuple[str, ...]:
         return tuple(prompt.text for prompt in self._table.prompts)

@@ -50,6 +50,8 @@ class _Row:
     winner_length: int
     loser_length: int
     tie: bool
+    auxiliary: bool
+    """It only carries a term of the agent's loss (`Agent.training_duels`), and is no duel to be described."""
 
 
 def update(
@@ -142,7 +144,17 @@ def _rows(pairs: PairLogProbs, loss_B: Tensor) -> list[_Row]:
     columns = (loss_B, margin_B, pairs.winner_B, pairs.loser_B, pairs.winner_length_B, pairs.loser_length_B)
     table_BC = torch.stack([c.detach().float() for c in columns], dim=1).tolist()
     return [
-        _Row(p.duel.id, loss, margin, winner, loser, int(winner_length), int(loser_length), p.label == 0.5)
+        _Row(
+            duel=p.duel.id,
+            loss=loss,
+            margin=margin,
+            winner=winner,
+            loser=loser,
+            winner_length=int(winner_length),
+            loser_length=int(loser_length),
+            tie=p.label == 0.5,
+            auxiliary=bool(p.duel.meta.get("auxiliary")),
+        )
         for p, (loss, margin, winner, loser, winner_length, loser_length) in zip(
             pairs.preferences, table_BC, strict=True
         )
@@ -150,15 +162,17 @@ def _rows(pairs: PairLogProbs, loss_B: Tensor) -> list[_Row]:
 
 
 def _numbers(rows: Sequence[_Row], agent: Agent, norm: float, rate: float) -> dict[str, float]:
-    """Means over the batch, under the names that reports know."""
+    """Means over the batch, under the names that reports know; auxiliary duels count in the loss alone."""
 
     def mean(values: Sequence[float]) -> float:
         return math.fsum(values) / len(values) if values else math.nan
 
     rows = sorted(rows, key=lambda row: row.duel)  # sums don't depend on who computed what
+    loss = mean([row.loss for row in rows])
+    rows = [row for row in rows if not row.auxiliary]
     margin = mean([row.margin for row in rows])
     numbers = {
-        "loss": mean([row.loss for row in rows]),
+        "loss": loss,
         "accuracy": mean([float(row.margin > 0) for row in rows if not row.tie]),
         "margin": margin,
         "reward_margin": agent.config.beta * margin,

@@ -8,7 +8,11 @@ from rayalign.agents.acquisition import (
     PICKERS,
     information_gain,
     logit_difference_variance,
+    optimistic_gap,
     pick_bai_ts,
+    pick_delta_ucb,
+    pick_drts,
+    pick_dts,
     pick_ee_ts,
     pick_extremes,
     pick_uncertainty,
@@ -167,3 +171,59 @@ def test_every_member_is_drawn_about_equally_often(pick):
     rewards = torch.eye(4)  # member e prefers candidate e
     firsts = np.bincount([pick(rewards, rng, 9).first for _ in range(800)], minlength=4)
     assert abs(firsts - 200).max() < 5 * math.sqrt(800 * 0.25 * 0.75)
+
+
+def test_optimistic_gap_is_brute_force_and_without_width_the_gap_of_the_means():
+    rewards = random_rewards(7, 5, 2, 4)
+    got = optimistic_gap(rewards, width=1.5)
+    for p in range(2):
+        values = rewards[:, p].numpy()
+        for i in range(4):
+            for j in range(4):
+                upper = values[:, i].mean() + 1.5 * values[:, i].std()
+                lower = values[:, j].mean() - 1.5 * values[:, j].std()
+                assert got[p, i, j].item() == pytest.approx(upper - lower)
+    means = rewards.mean(0)
+    assert torch.allclose(optimistic_gap(rewards, width=0.0), means.unsqueeze(-1) - means.unsqueeze(-2))
+
+
+def test_delta_ucb_takes_the_largest_optimistic_gap_in_its_direction_and_ties_go_to_the_lowest():
+    rewards = torch.tensor([[0.0, 4.0, 1.0], [0.0, 0.0, 3.0]])  # means 0, 2, 2; deviations 0, 2, 1
+
+    def pair(rewards, width=1.0):
+        pick = pick_delta_ucb(rewards, np.random.default_rng(0), width=width)
+        return pick.first, pick.second, pick.value
+
+    assert pair(rewards) == (1, 0, 4.0)
+    assert pair(rewards.flip(1)) == (1, 2, 4.0)
+    assert pair(rewards, width=0.0) == (1, 0, 2.0)
+    assert pair(rewards, width=3.0) == (1, 2, 9.0)  # two wide intervals: 2 + 3 * 2 - (2 - 3 * 1), 8 against 0
+    assert pair(torch.zeros(2, 3)) == (0, 1, 0.0)
+
+
+def test_dts_redraws_a_member_until_its_best_is_another_and_then_takes_any_other():
+    rewards = torch.tensor([[3.0, 1.0, 0.0, 2.0], [0.0, 0.0, 5.0, 1.0]])
+    pick = pick_dts(rewards, Draws(0, 0, 0, 1), max_redraws=2)
+    assert (pick.first, pick.second, pick.member) == (0, 2, 1)
+    assert pick_dts(rewards, Draws(0, 0, 0, 0), max_redraws=1).second == 1  # draw 0 of the others 1, 2, 3
+    assert pick_dts(rewards, Draws(1, 1, 2), max_redraws=0).second == 3  # draw 2 of the others 0, 1, 3
+    generator = np.random.default_rng(0)
+    seconds = [pick_dts(rewards[:1], generator, max_redraws=3).second for _ in range(300)]
+    assert set(seconds) == {1, 2, 3} and abs(seconds.count(1) - 100) < 4 * math.sqrt(300 * 2 / 9)
+
+
+def test_drts_is_one_members_best_against_anothers_worst():
+    rewards = torch.tensor([[3.0, 1.0, 0.0, 2.0], [0.0, 1.0, 5.0, 2.0]])
+    pick = pick_drts(rewards, Draws(0, 0))
+    assert (pick.first, pick.second) == (0, 2)  # the members agree: the largest gap, as pick_extremes
+    pick = pick_drts(rewards, Draws(0, 1, 1, 0), max_redraws=2)  # the other's worst is the first's best: drawn again
+    assert (pick.first, pick.second, pick.member) == (0, 2, 0)
+    assert pick_drts(rewards, Draws(0, 1, 1, 1), max_redraws=1).second == 2  # draw 1 of the others 1, 2, 3
+
+
+@pytest.mark.parametrize("name", sorted(PICKERS))
+def test_every_picker_names_two_candidates_of_two(name):
+    for seed in range(20):
+        rewards = random_rewards(seed, 3, 2).round()
+        pick = PICKERS[name](rewards, np.random.default_rng(seed), 2)
+        assert {pick.first, pick.second} == {0, 1}

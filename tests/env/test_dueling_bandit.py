@@ -188,9 +188,21 @@ def test_more_actions_than_prompts_is_an_error():
         env.step([None])
     env.reset()
     with pytest.raises(ConfigError, match="2 actions for num_envs=1"):
-        env.step([None, None])
+        env.step([None, ("a", "bb")])
     with pytest.raises(ConfigError, match="num_envs=0"):
         DuelingBanditVector(Lengths(), num_envs=0)
+
+
+def test_duels_may_be_more_than_the_prompts_they_are_about_within_the_budget():
+    env = LabelBudgetVector(DuelingBanditVector(Lengths(), num_envs=2, labels="deterministic"), budget=5)
+    _, info = env.reset(seed=0)
+    pairs = [("a", "bb"), ("a", "ccc"), ("bb", "ccc")]
+    duels = [duel(prompt, *pair, name=f"{prompt.id}{pair}") for prompt in info["prompts"] for pair in pairs]
+    observation, rewards, _, truncated, info = env.step(duels)
+    assert (len(observation), rewards.shape, truncated.all(), env.spent) == (2, (2,), True, 5)
+    assert info["labelled"].tolist() == [True] * 5 + [False]
+    assert np.isfinite(info["regret_reward"]).tolist() == [True] * 5 + [False]
+    assert [p and p.duel for p in info["preferences"]] == [*duels[:5], None]
 
 
 # -- budget ---------------------------------------------------------------------------------------------------------
