@@ -74,10 +74,10 @@ GROUPS: Mapping[str, Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 INTRO = """# Sample efficiency on TinyWorld: {group}
 Whole runs through the real loop, one per row and world; a world is another hidden reward, initial policy and run seed.
 {budget} labels, batches of 32, synchronous. Held-out: 300 prompts, greedy answers against the references, exact
-rewards, ties one half. Means over worlds with 95% bootstrap intervals over worlds (with so few worlds they are too narrow: look
-at the thin lines of the plot). Labels to a win rate: median over the worlds that reached it, and how many did. Steps:
-optimizer steps. "Duels' own win rate": both shown responses against the prompt's reference, what a user who labels
-would have met on the way.
+rewards, ties one half. Means over worlds with 95% bootstrap intervals over worlds (with so few worlds they are too
+narrow: look at the thin lines of the plot). Labels to a win rate: median over the worlds that reached it, and how many
+did. Steps: optimizer steps. "Duels' own win rate": both shown responses against the prompt's reference, what a user who
+labels would have met on the way.
 
 ```
 {command}
