@@ -62,7 +62,7 @@ class LearnerSetup:
     """Everything a learner worker is given; travels pickled."""
 
     agent: Agent
-    """Never set up: only its `loss`, `needs_reference` and `reference_version` are called."""
+    """Never set up: only the hooks that `Agent` lists under "in the learner" are called."""
     config: LearnerConfig
     """How preferences become weights."""
     policy: str

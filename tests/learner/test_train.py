@@ -1,17 +1,20 @@
 """The worker loop under real Ray Train: strategies agree, kills are survived, errors surface as what they are."""
 
+import itertools
 import json
 import math
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 import torch
 
+from rayalign.agents import make_agent
 from rayalign.agents.agent import Agent
 from rayalign.errors import ConfigError, NonFiniteLossError, WaitError
 from rayalign.learner.config import LearnerConfig, LoraSettings
@@ -192,6 +195,52 @@ def test_a_source_with_nothing_to_give_is_named_in_time(policy_dir, tmp_path):
     trainer.running_in_local_mode = True  # Ray Train's own: the loop in this process, no workers
     with pytest.raises(WaitError, match="waited 7 s for batch 0 from nobody"):
         trainer.fit()
+
+
+def rankings(make_batch, index, prompts):
+    """A batch as SELM's collector leaves it: three responses of each prompt, all pairs judged, the longer one wins."""
+    preferences = []
+    for p, one in enumerate(make_batch(index, prompts).preferences):
+        responses = [one.duel.first, one.duel.second, make_batch(100 + index, prompts).preferences[p].duel.first]
+        for i, j in itertools.combinations(range(3), 2):
+            lengths = [len(responses[k].token_ids) for k in (i, j)]
+            duel = replace(
+                one.duel, id=f"{one.duel.id}-{i}{j}", first=responses[i], second=responses[j],
+                meta={"prompt": p, "ranks": [i, j]},
+            )  # fmt: skip
+            preferences.append(replace(one, duel=duel, label=0.5 + 0.5 * float(lengths[0] - lengths[1] > 0)))
+    return replace(make_batch(index, 0), preferences=tuple(preferences))
+
+
+def test_training_duels_may_be_fewer_or_none_and_the_reference_moves_with_the_iterations(
+    make_batch, policy_dir, tmp_path
+):
+    sizes = (3, 0, 2, 3, 1)  # prompts; iterations of two batches each, the last one of three
+    source = ListSource([rankings(make_batch, i, prompts) for i, prompts in enumerate(sizes)])
+    agent = make_agent("selm", iterations=2, batches_per_iteration=2, final_learning_rate=0.5, alpha=0.0)
+    settings = {k: v for k, v in SETTINGS.items() if k != "cpus_per_worker"}
+    setup = LearnerSetup(
+        agent=agent,
+        config=LearnerConfig(**settings),
+        policy=str(policy_dir),
+        source=source,
+        final_dir=str(tmp_path / "final"),
+    )
+    trainer = make_trainer(setup, storage_path=str(tmp_path), name="selm")
+    trainer.running_in_local_mode = True
+    result = trainer.fit().return_value
+    assert result["version"] == 5 and (tmp_path / "final" / "model.safetensors").exists()
+    weights, numbers = zip(*source.published, strict=True)
+    assert [w.version for w in weights] == [1, 2, 3, 4, 5]
+    assert weights[0].checksum == weights[1].checksum, "a batch without a duel is no step"
+    assert len({w.checksum for w in weights}) == 4
+    assert [numbers[i]["duels"] for i in (0, 2, 3, 4)] == [3, 2, 3, 1]
+    rates = [numbers[i]["learning_rate"] for i in (0, 2, 3, 4)]
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 5e-4])
+    for i in (0, 2):  # at the start of an iteration the policy is its own reference
+        assert numbers[i]["margin"] == pytest.approx(0.0, abs=1e-4)
+        assert numbers[i]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert abs(numbers[3]["margin"]) > 1e-3
 
 
 def test_adapters_can_only_be_published_where_there_are_some(policy_dir):

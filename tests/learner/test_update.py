@@ -2,14 +2,18 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from rayalign.agents import make_agent
 from rayalign.agents.agent import Agent, AgentConfig
 from rayalign.agents.losses import PairLogProbs
+from rayalign.agents.optimism import carrier
 from rayalign.errors import ConfigError, NonFiniteLossError
 from rayalign.learner.config import LearnerConfig, LoraSettings
+from rayalign.learner.microbatch import micro_batches
 from rayalign.learner.policy import adapter_state, load_policy, merged_state, trainable
 from rayalign.learner.reference import Reference
 from rayalign.learner.strategies import make_strategy
@@ -211,6 +215,51 @@ def test_steps_too_small_for_bfloat16_add_up_in_the_masters(policy_dir, make_bat
         numbers = learner.learn(batch, rate=2e-6)
     assert not torch.equal(before, learner.weights()["model.embed_tokens.weight"])
     assert numbers["margin"] > 0
+
+
+# ==== duels that only carry a term of the loss =================================================================
+def xpo_batch(make_batch, size=4):
+    """A batch as XPO's collector leaves it, with another batch's responses as samples of the reference."""
+    batch, others = make_batch(0, size, label=(1.0, 0.0, 0.5)), make_batch(9, size)
+    samples = [{"text": p.duel.first.text, "token_ids": list(p.duel.first.token_ids)} for p in others.preferences]
+    noted = [
+        replace(p, duel=replace(p.duel, meta={"y_ref": sample}))
+        for p, sample in zip(batch.preferences, samples, strict=True)
+    ]
+    return replace(batch, preferences=tuple(noted)), [p.duel.first for p in others.preferences]
+
+
+def trained_on(agent, batch):
+    """What the worker's loop gives to `update`."""
+    return replace(batch, preferences=tuple(agent.training_duels(batch.preferences)))
+
+
+def test_optimism_of_strength_zero_changes_no_weight_whatever_duels_it_adds(policy_dir, make_batch):
+    batch, _ = xpo_batch(make_batch)
+    plain = Learner(policy_dir)
+    optimist = Learner(policy_dir, agent=make_agent("xpo", alpha=0.0), micro_batch_tokens=60)
+    for _ in range(2):
+        numbers = optimist.learn(trained_on(optimist.agent, batch))
+        expected = plain.learn(batch)
+        assert len(trained_on(optimist.agent, batch).preferences) == 2 * numbers["duels"] == 8
+        assert numbers == pytest.approx(expected, rel=1e-4, abs=1e-5), "added duels are not described as duels"
+    assert_same(optimist.weights(), plain.weights(), atol=2e-5, rtol=1e-4)
+
+
+def test_optimism_makes_the_references_samples_less_likely_than_dpo_does(policy_dir, make_batch):
+    batch, samples = xpo_batch(make_batch)
+    found = {}
+    for alpha in (0.0, 0.05):
+        learner = Learner(policy_dir, agent=make_agent("xpo", alpha=alpha))
+        numbers = [learner.learn(trained_on(learner.agent, batch)) for _ in range(3)]
+        carriers = [carrier(p, y) for p, y in zip(batch.preferences, samples, strict=True)]
+        (part,) = micro_batches(carriers, range(4), 0, 1, 10_000)
+        found[alpha] = learner.strategy.logprobs(part, last=True).mean().item(), numbers[0]
+    assert found[0.05][0] < found[0.0][0] - 1e-3
+    start = found[0.05][1]["loss"] - found[0.0][1]["loss"]  # before the first step both are the same policy
+    initial = Learner(policy_dir)
+    log_y = initial.strategy.logprobs(part, last=True).mean().item()
+    assert start == pytest.approx(0.05 * log_y, rel=1e-4)
 
 
 # ==== the reference ===========================================================================================
