@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rayalign.agents.agent import Agent
 
 AGENTS: dict[str, type[Agent] | str] = {
+    "ae_borda": "rayalign.agents.ae_borda:AEBorda",
     "ae_borda_dpo": "rayalign.agents.ae_borda_dpo:AEBordaDPO",
     "ae_dpo": "rayalign.agents.ae_dpo:AEDPO",
     "apl": "rayalign.agents.apl:APL",
