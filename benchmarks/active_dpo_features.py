@@ -111,7 +111,6 @@ def measure(size: str, folder: Path, prompts: list[Prompt], groups: list[list[Ca
     making = (time.perf_counter() - start) * p / part
     product = seconds(lambda: dense_DP @ flat_RP[0, :part], 3) * p / part
     together = seconds(lambda: flat_RP[:, :part] @ dense_DP.T, 1) * p / part / len(some)
-    del dense_DP
 
     expected_RD = torch.zeros(len(some), dim)
     for number, part_R in enumerate(zip(*plain, strict=True)):

@@ -11,14 +11,18 @@ if TYPE_CHECKING:
     from rayalign.agents.agent import Agent
 
 AGENTS: dict[str, type[Agent] | str] = {
+    "active_dpo": "rayalign.agents.active_dpo:ActiveDPO",
     "ae_borda": "rayalign.agents.ae_borda:AEBorda",
     "ae_borda_dpo": "rayalign.agents.ae_borda_dpo:AEBordaDPO",
     "ae_dpo": "rayalign.agents.ae_dpo:AEDPO",
     "apl": "rayalign.agents.apl:APL",
+    "aplp": "rayalign.agents.aplp:APLP",
+    "apo": "rayalign.agents.apo:APO",
     "delta_ucb": "rayalign.agents.dts:DeltaUCB",
     "drts": "rayalign.agents.dts:DRTS",
     "dts": "rayalign.agents.dts:DTS",
     "passive": "rayalign.agents.passive:Passive",
+    "random": "rayalign.agents.pair_pool:Random",
     "sea": "rayalign.agents.sea:SEA",
     "selm": "rayalign.agents.selm:SELM",
     "us_dpo": "rayalign.agents.us_dpo:USDPO",
