@@ -20,7 +20,7 @@ CONFIG = {
     "rollout.engine": "vllm",
     "agent.num_candidates": 4,
     "agent.num_opponents": 4,
-    "agent.prompts_per_label": 3,
+    "agent.prompts_per_duel": 3,
     "scorer.dtype": "bfloat16",
 }
 

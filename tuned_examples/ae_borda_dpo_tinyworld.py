@@ -14,7 +14,7 @@ CONFIG = {
     "seed": 0,
     "max_staleness": 0,
     # The paper's numbers: 96 prompts for 32 labels, dropout 0.05, bounds of 4 standard deviations, DPO's beta 0.1.
-    "agent.prompts_per_label": 3,
+    "agent.prompts_per_duel": 3,
     "agent.dropout.rate": 0.05,
     "agent.dropout.width": 4.0,
     "agent.num_candidates": 8,

@@ -14,7 +14,7 @@ CONFIG = {
     "seed": 0,
     "max_staleness": 0,
     # The paper's numbers: 128 pairs for 32 labels, dropout 0.05.
-    "agent.prompts_per_label": 4,
+    "agent.prompts_per_duel": 4,
     "agent.dropout.rate": 0.05,
 }
 

@@ -70,14 +70,14 @@ class AEBordaDPOConfig(AgentConfig):
     """m: responses of the policy per prompt, of which the most promising is asked about."""
     num_opponents: int = 8
     """N: responses of the reference per prompt; the Borda estimate is the mean over them."""
-    prompts_per_label: int = 3
-    """Prompts drawn for each label that is bought; 1 asks about all of them."""
+    prompts_per_duel: int = 3
+    """Prompts drawn for each duel that is asked; 1 asks about all of them."""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     """The policy's uncertainty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_candidates", "num_opponents", "prompts_per_label"):
+        for name in ("num_candidates", "num_opponents", "prompts_per_duel"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"agent.{name}={getattr(self, name)} must be at least 1.")
         if self.loss == "simpo":
@@ -106,7 +106,7 @@ class AEBordaDPO(Agent):
 
     def prompts_per_batch(self, batch_size: int) -> int:
         """A large batch of contexts, of which `batch_size` are kept."""
-        return batch_size * self.config.prompts_per_label
+        return batch_size * self.config.prompts_per_duel
 
     def proposals(self) -> tuple[Proposal, ...]:
         """Samples of the policy, m of them, then N of the reference."""

@@ -9,7 +9,7 @@ The paper's gamma, the strength of DPO, is `agent.beta`; its beta, the width of 
 
 Differs from the paper:
 1. Standard deviations are centred, and the policy was not fine-tuned with the dropout layer (as in AE-Borda-DPO).
-2. The unlabelled batch is the next `prompts_per_label` x batch size pairs of the world's stream: a random order,
+2. The unlabelled batch is the next `prompts_per_duel` x batch size pairs of the world's stream: a random order,
    each pair once an epoch, where the paper draws anew. A pair that was not chosen comes back in the next epoch.
 3. A pool that is too big to be read for that is first cut by `rayalign.scoring.offline_pool.top_of_pool`, which
    streams all of it once, under one policy.
@@ -50,15 +50,15 @@ def reward_gap(moments: DropoutMoments, reference_N: np.ndarray, width: float) -
 class AEDPOConfig(AgentConfig):
     """Settings of `AEDPO` and `USDPO`."""
 
-    prompts_per_label: int = 4
-    """Given pairs that are scored for each label that is bought; 1 asks about all of them."""
+    prompts_per_duel: int = 4
+    """Given pairs that are scored for each duel that is asked; 1 asks about all of them."""
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     """The policy's uncertainty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompts_per_label < 1:
-            raise ConfigError(f"agent.prompts_per_label={self.prompts_per_label} must be at least 1.")
+        if self.prompts_per_duel < 1:
+            raise ConfigError(f"agent.prompts_per_duel={self.prompts_per_duel} must be at least 1.")
 
 
 class AEDPO(Agent):
@@ -80,7 +80,7 @@ class AEDPO(Agent):
 
     def prompts_per_batch(self, batch_size: int) -> int:
         """A large batch of pairs, of which `batch_size` are kept."""
-        return batch_size * self.config.prompts_per_label
+        return batch_size * self.config.prompts_per_duel
 
     def proposals(self) -> tuple[Proposal, ...]:
         """Nothing is sampled."""

@@ -242,7 +242,7 @@ def test_a_real_policy_is_asked_about_its_own_samples(policy, box):
         ("ae_borda_dpo", {"loss": "simpo"}, "agent.loss='simpo' has no reference"),
         ("ae_borda_dpo", {"dropout.rate": 0.0}, r"agent.dropout.rate=0.0 must be in \(0, 1\)"),
         ("ae_dpo", {"dropout.masks": 1}, "agent.dropout.masks=1 must be at least 2"),
-        ("us_dpo", {"prompts_per_label": 0}, "agent.prompts_per_label=0"),
+        ("us_dpo", {"prompts_per_duel": 0}, "agent.prompts_per_duel=0"),
         ("ae_dpo", {"dropout.width": -1.0}, "agent.dropout.width=-1.0 must not be negative"),
     ],
 )
