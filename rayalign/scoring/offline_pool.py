@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,8 +36,9 @@ from rayalign.scoring.config import ScorerConfig
 from rayalign.scoring.model import ScorerModel
 from rayalign.types import Prompt
 
-SCORE, KEY = "rayalign_score", "rayalign_key"
-"""Columns that scoring adds: the score, and a hash of the row, which decides ties whatever the order of arrival."""
+SCORE, KEY, ERROR = "rayalign_score", "rayalign_key", "rayalign_error"
+"""Columns that scoring adds: the score; a hash of the row, which decides ties whatever the order of arrival; and what
+is wrong with a row."""
 
 
 class ScoresPairs(Protocol):
@@ -117,17 +117,15 @@ def stream_top(
         runtime_env={"env_vars": config.environment()},
     )
     scored.context.enable_progress_bars = False
-    log = logging.getLogger("ray.data")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # an error of ours is raised here, and not printed with Ray's frames before that
-    try:
-        return running_top(scored.iter_batches(batch_size=None, batch_format="pyarrow"), count)
-    except Exception as error:
-        if (ours := _ours(error)) is not None:
-            raise ours from None
-        raise
-    finally:
-        log.setLevel(level)
+    return running_top(_checked(scored.iter_batches(batch_size=None, batch_format="pyarrow")), count)
+
+
+def _checked(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Raises what an actor sent instead of rows: an exception's own type does not survive the way through Ray Data."""
+    for table in tables:
+        if ERROR in table.column_names and table[ERROR].null_count < len(table):
+            raise DataError(table[ERROR].drop_null()[0].as_py())
+        yield table
 
 
 def running_top(tables: Iterable[pa.Table], count: int) -> pa.Table:
@@ -165,11 +163,14 @@ class BestOfBatch:
         raise NotImplementedError
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The best rows, in their order, with score and key."""
-        scores = np.asarray(self.scores(table.to_pylist()), dtype=np.float64)
+        """The best rows, in their order, with score and key; or an error of ours in a column of its own."""
+        try:
+            scores = np.asarray(self.scores(table.to_pylist()), dtype=np.float64)
+        except RayalignError as error:
+            return pa.table({ERROR: [str(error)]})
         if np.isnan(scores).any():
-            raise DataError(
-                "the policy gives scores that are not numbers. Use scorer.dtype=float32, or another policy."
+            return pa.table(
+                {ERROR: ["the policy's scores are not numbers. Use scorer.dtype=float32, or another policy."]}
             )
         best = np.sort(np.argsort(-scores, kind="stable")[: self.count])
         best = best[np.isfinite(scores[best])]
@@ -214,13 +215,6 @@ class PairScorer(BestOfBatch):
 
 def _key(row: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(row, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-
-def _ours(error: BaseException | None) -> RayalignError | None:
-    """The error of ours that Ray Data wrapped, if there is one."""
-    while error is not None and not isinstance(error, RayalignError):
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return error
 
 
 # -- command line -------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The best pairs of a pool: the same as by sorting all of it, without ever holding all of it."""
 
-import json
 import random
 
 import numpy as np
@@ -18,7 +17,16 @@ from rayalign.rollout.encode import PromptEncoder
 from rayalign.scoring import offline_pool
 from rayalign.scoring.config import ScorerConfig
 from rayalign.scoring.model import ScorerModel
-from rayalign.scoring.offline_pool import KEY, SCORE, BestOfBatch, running_top, top_of_pool
+from rayalign.scoring.offline_pool import (
+    ERROR,
+    KEY,
+    SCORE,
+    BestOfBatch,
+    PairScorer,
+    running_top,
+    stream_top,
+    top_of_pool,
+)
 
 
 def scored(rows):
@@ -66,8 +74,7 @@ def test_an_actor_passes_on_the_best_of_its_batch_and_no_row_that_must_not_be_as
     assert best["text"].to_pylist() == ["a", "c", "e"] and best[SCORE].to_pylist() == [3.0, 5.0, 4.0]
     assert len(set(best[KEY].to_pylist())) == 3
     assert len(ByNumber(count=3)(pa.table({"n": [-np.inf], "text": ["a"]}))) == 0
-    with pytest.raises(DataError, match="not numbers"):
-        ByNumber(count=3)(pa.table({"n": [np.nan], "text": ["a"]}))
+    assert "not numbers" in ByNumber(count=3)(pa.table({"n": [np.nan], "text": ["a"]}))[ERROR][0].as_py()
 
 
 def test_what_can_not_be_used_is_refused_before_anything_starts(policy):
@@ -79,6 +86,45 @@ def test_what_can_not_be_used_is_refused_before_anything_starts(policy):
         running_top([], 3)
 
 
+# -- a model and pairs --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def rows():
+    """90 pairs; every tenth is twice the same text."""
+    rng = random.Random(0)
+
+    def text():
+        return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(rng.randint(1, 8)))
+
+    rows = [{"prompt": text(), "chosen": text(), "rejected": text(), "number": i} for i in range(90)]
+    for row in rows[::10]:
+        row["rejected"] = row["chosen"]
+    return rows
+
+
+def by_sorting(rows, agent, model, policy, seed=0):
+    """Numbers of the rows, best first, by scoring all of them at once; and the scores."""
+    encoder = PromptEncoder(policy)
+    prompts = [encoder.encode(to_prompt(row, Columns(), "")) for row in rows]
+    groups = [encoder.given_pair(prompt) for prompt in prompts]
+    scores = make_agent(agent).pair_scores(model, prompts, groups, seed=seed)
+    order = np.argsort(-scores, kind="stable")
+    return [rows[i]["number"] for i in order if np.isfinite(scores[i])], scores
+
+
+def test_a_checkpoint_is_asked_and_the_initial_policy_is_the_reference(policy, weights, rows, tmp_path):
+    model = ScorerModel(ScorerConfig(num_replicas=0), str(policy))
+    model.load(weights)
+    model.live.model.save_pretrained(tmp_path)
+    settings = dict(config=ScorerConfig(), columns=Columns(), chat="auto", max_prompt_tokens=100, seed=4)
+    actor = PairScorer(90, make_agent("ae_dpo"), str(tmp_path), str(policy), **settings)
+    expected, scores = by_sorting(rows, "ae_dpo", model, policy, seed=4)
+    best = running_top([actor(pa.Table.from_pylist(part)) for part in (rows[:40], rows[40:])], 90)
+    assert best["number"].to_pylist() == expected and len(expected) == 81, "pairs of the same text are left out"
+    np.testing.assert_allclose(best[SCORE], np.sort(scores)[::-1][:81], rtol=1e-3)
+    too_long = actor(pa.Table.from_pylist([{"prompt": "w1 " * 99, "chosen": "w2 " * 200, "rejected": "w3"}]))
+    assert "exceeds the 256 positions of the model" in too_long[ERROR][0].as_py()
+
+
 # -- with Ray Data ------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def cluster():
@@ -87,67 +133,33 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    """90 pairs in three Parquet files; every tenth pair is twice the same text."""
-    folder, rng = tmp_path_factory.mktemp("pool"), random.Random(0)
-
-    def text():
-        return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(rng.randint(1, 8)))
-
-    rows = [{"prompt": text(), "chosen": text(), "rejected": text(), "number": i} for i in range(90)]
-    for row in rows[::10]:
-        row["rejected"] = row["chosen"]
-    for i in range(3):
-        pq.write_table(pa.Table.from_pylist(rows[i::3]), folder / f"{i}.parquet")
-    return folder, rows
-
-
-def in_memory(rows, agent, model, policy):
-    """Numbers of the rows, best first, by scoring all of them at once."""
-    encoder = PromptEncoder(policy)
-    prompts = [encoder.encode(to_prompt(row, Columns(), "")) for row in rows]
-    groups = [encoder.given_pair(prompt) for prompt in prompts]
-    scores = make_agent(agent).pair_scores(model, prompts, groups, seed=4)
-    order = np.argsort(-scores, kind="stable")
-    return [rows[i]["number"] for i in order if np.isfinite(scores[i])], scores
-
-
-def test_streaming_a_pool_finds_the_pairs_that_scoring_all_of_it_finds(cluster, policy, weights, pool, tmp_path):
-    folder, rows = pool
+def test_a_streamed_pool_becomes_a_file_of_the_prompts_that_scoring_all_of_it_finds(
+    cluster, policy, rows, tmp_path, capsys
+):
     model = ScorerModel(ScorerConfig(num_replicas=0), str(policy))
-    expected, scores = in_memory(rows, "us_dpo", model, policy)
-    settings = dict(scorer=ScorerConfig(num_replicas=2, cpus_per_replica=0.5), seed=4)
-    best = top_of_pool(ray.data.read_parquet(str(folder)), "us_dpo", 7, policy=policy, batch_rows=16, **settings)
+    expected, scores = by_sorting(rows, "us_dpo", model, policy)
+    (tmp_path / "pool").mkdir()
+    for i in range(3):
+        pq.write_table(pa.Table.from_pylist(rows[i::3]), tmp_path / "pool" / f"{i}.parquet")
+    command = ["--agent", "us_dpo", "--policy", str(policy), "--count", "7", "--out", str(tmp_path / "best.parquet")]
+    assert offline_pool.main([str(tmp_path / "pool"), *command]) == 0
+    assert "7 pairs in" in capsys.readouterr().out
+    best = pq.read_table(tmp_path / "best.parquet")
     assert best["number"].to_pylist() == expected[:7]
     np.testing.assert_allclose(best[SCORE], np.sort(scores)[::-1][:7], rtol=1e-3)
     assert best.column_names == ["prompt", "chosen", "rejected", "number", SCORE]
-
-    # A checkpoint is asked, the initial policy is the reference.
-    model.load(weights)
-    model.live.model.save_pretrained(tmp_path / "checkpoint")
-    PromptEncoder(policy).tokenizer.save_pretrained(tmp_path / "checkpoint")
-    expected, _ = in_memory(rows, "ae_dpo", model, policy)
-    best = top_of_pool(
-        ray.data.read_parquet(str(folder)), "ae_dpo", 90, policy=tmp_path / "checkpoint", reference=policy, **settings
-    )
-    assert best["number"].to_pylist() == expected and len(expected) == 81, "pairs of the same text are left out"
+    chosen = [rows[i] for i in expected[:7]]
+    prompts = [to_prompt(row, Columns(), "") for row in best.to_pylist()]
+    assert [prompt.pair for prompt in prompts] == [(row["chosen"], row["rejected"]) for row in chosen]
 
 
-def test_a_pool_on_the_command_line_becomes_a_file_of_prompts(cluster, policy, pool, tmp_path, capsys):
-    from rayalign.env import make_world
+def test_a_row_that_can_not_be_used_is_an_error_of_ours_that_shows_it(cluster):
+    class Picky(BestOfBatch):
+        def scores(self, rows):
+            for row in rows:
+                if row["id"] == 31:
+                    raise DataError(f"pool, row {row}: has no pair")
+            return np.zeros(len(rows))
 
-    rows = pool[1]
-    (tmp_path / "pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    command = [str(tmp_path / "pool.jsonl"), "--policy", str(policy), "--count", "5", "--out"]
-    assert offline_pool.main([*command, str(tmp_path / "best.parquet")]) == 0
-    assert "5 pairs in" in capsys.readouterr().out
-    world = make_world("rayalign/Prompts-v0", path=str(tmp_path / "best.parquet"), heldout=0)
-    given = {(row["chosen"], row["rejected"]) for row in rows}
-    assert len(world.check_prompts()) == 5 and all(prompt.pair in given for prompt in world.check_prompts())
-
-    (tmp_path / "pool.jsonl").write_text(json.dumps({"prompt": "w1", "chosen": "w2"}))
-    assert offline_pool.main([*command, str(tmp_path / "none.parquet")]) == 2
-    message = capsys.readouterr().err
-    assert "error: pool, row {'prompt': 'w1', 'chosen': 'w2'}: field 'chosen' is there, but 'rejected'" in message
-    assert not (tmp_path / "none.parquet").exists()
+    with pytest.raises(DataError, match=r"^pool, row \{'id': 31\}: has no pair$"):
+        stream_top(ray.data.range(50), Picky, {}, 5, batch_rows=4, config=ScorerConfig(cpus_per_replica=0.5))
