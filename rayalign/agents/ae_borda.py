@@ -35,10 +35,10 @@ import torch
 
 from rayalign.agents.agent import Agent, AgentConfig, AgentContext, Choice, Proposal
 from rayalign.agents.borda import BordaConfig, value_gap, width_after
-from rayalign.agents.posteriors.ensemble import Standardizer
+from rayalign.agents.posteriors.ensemble import Standardizer, agreement
 from rayalign.agents.posteriors.features import FeatureConfig, Features
 from rayalign.agents.posteriors.kernel import KernelConfig, KernelRidge
-from rayalign.errors import ConfigError, did_you_mean
+from rayalign.errors import ConfigError, NonFiniteLossError, did_you_mean
 from rayalign.types import Candidate, LabelSource, Preference, Prompt
 
 OPPONENTS = ("policy", "reference")
@@ -133,13 +133,11 @@ class AEBorda(Agent):
         duels = [preference.duel for preference in bought]
         prompts, labels = [duel.prompt for duel in duels], [preference.label for preference in bought]
         first_BD, second_BD = (self.features(prompts, [getattr(d, who) for d in duels]) for who in ("first", "second"))
-        gap_B, losing_B = (self.posterior.predict(self._points(raw_BD))[0] for raw_BD in (first_BD, second_BD))
-        right_B = np.sign(gap_B - losing_B) * np.sign(np.array(labels) - 0.5)
+        means = [self.posterior.predict(self._points(raw_BD))[0] for raw_BD in (first_BD, second_BD)]
+        margins_1B = torch.from_numpy(means[0] - means[1])[None]
         self._learn(first_BD, second_BD, labels)
         return {
-            "borda_accuracy": float(((1 + right_B) / 2)[np.array(labels) != 0.5].mean())
-            if set(labels) - {0.5}
-            else 0.5,
+            "borda_accuracy": agreement(margins_1B, torch.tensor(labels, dtype=torch.float64)),
             "borda_width": width_after(self.posterior.size, self.config.borda, self.posterior),
             "borda_information": self.posterior.information_gain(),
             "borda_gap": float(np.mean([duel.meta.get("gap", np.nan) for duel in duels])),
@@ -214,6 +212,11 @@ class AEBorda(Agent):
 
     def _points(self, raw_RD: torch.Tensor) -> np.ndarray:
         """Standardised features over sqrt(D), `R x D` float64: the posterior's points."""
+        if not torch.isfinite(raw_RD).all():
+            raise NonFiniteLossError(
+                f"agent.features.backbone={self.config.features.backbone!r} gives non-finite features. Use another "
+                "backbone, or agent.features.dtype=float32."
+            )
         return self.standardize(raw_RD).cpu().numpy().astype(np.float64) / np.sqrt(self.features.dim)
 
     def _learn(self, first_BD: torch.Tensor, second_BD: torch.Tensor, labels: Sequence[float]) -> None:

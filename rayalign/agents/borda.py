@@ -47,7 +47,8 @@ class BordaConfig:
     """How wide the bounds are: `constant` is `width` standard deviations, `theorem` is Lemma B.1's beta_t, which is
     sure to hold and so wide that it hardly looks at the mean."""
     width: float = 1.0
-    """beta of the constant schedule; 0 is greedy."""
+    """beta of the constant schedule; 0 is greedy. Untried actions have the upper bound `prior_mean + width`: below the
+    chance that good actions have of winning, they stay untried."""
     norm_bound: float = 1.0
     """B, theorem only: bound of the reward's and the Borda function's norm in the kernel's space."""
     failure_probability: float = 0.1

@@ -4,12 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from rayalign.agents import make_agent
 from rayalign.agents.agent import AgentContext, Proposal
 from rayalign.agents.borda import width_after
 from rayalign.agents.posteriors.kernel import KernelRidge
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, NonFiniteLossError
 from rayalign.types import LabelSource
 
 SMALL = {"num_candidates": 5, "prompts_per_label": 2, "calibration_responses": 20, "borda.initial_labels": 8}
@@ -205,6 +206,16 @@ def test_saved_and_replayed_agents_go_on_bit_for_bit(policy, box, tmp_path, unti
     assert whole.select(50, prompts, groups, rng(50)) == resumed.select(50, prompts, groups, rng(50))
     np.testing.assert_array_equal(whole.posterior.factor_TT, resumed.posterior.factor_TT)
     assert whole.best_of(prompts[0], groups[0]) == resumed.best_of(prompts[0], groups[0])
+
+
+def test_non_finite_features_stop_it_with_the_backbones_name(policy, box, monkeypatch):
+    agent = ready(policy, **{"borda.initial_labels": 0})
+    prompts, groups = table_of(box, agent, 0)
+    monkeypatch.setattr(
+        agent.features._backbone, "features", lambda p, r: torch.full((len(r), agent.features.dim), np.nan)
+    )
+    with pytest.raises(NonFiniteLossError, match=r"agent\.features\.backbone='policy' gives non-finite features"):
+        agent.select(0, prompts, groups, rng(0))
 
 
 def test_settings_are_checked():

@@ -123,8 +123,8 @@ def test_active_exploration_learns_a_policy_better_than_chance():
     for seed in range(3):
         env = gym.make("rayalign/RFF-v0", seed=seed, scale=2.0).unwrapped
         learner = BordaBandit(
-            BordaConfig(width=0.5),
-            KernelRidge(KernelConfig(lengthscale=0.2), 2),
+            BordaConfig(width=1.0),
+            KernelRidge(KernelConfig(lengthscale=0.3, regularization=0.25), 2),
             net(1, 16),
             net(1, 32),
         )
