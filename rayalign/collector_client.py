@@ -41,6 +41,7 @@ class CollectorClient:
         kind: type[Collector] = Collector,
     ) -> CollectorClient:
         """Create the actor. Ray restarts it when it dies; its constructor recovers from the run directory."""
+        threads = config.loop.agent_threads or max(1, round(config.loop.collector_cpus))
         actor = (
             ray.remote(kind)
             .options(
@@ -48,7 +49,7 @@ class CollectorClient:
                 num_gpus=config.loop.collector_gpus,
                 max_restarts=-1,
                 max_concurrency=32,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, round(config.loop.collector_cpus)))}},
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
             )
             .remote(config, world, agent, oracle, eval_oracle)
         )

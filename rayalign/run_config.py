@@ -37,6 +37,9 @@ class LoopConfig:
     """Batches between checkpoints of the agent's own state; what came after is replayed from the ledger."""
     agent_device: str = "cpu"
     """Where the agent's own models (a reward posterior) run: cpu or cuda."""
+    agent_threads: int = 0
+    """Threads the agent's own models compute with on a CPU; 0 takes the whole CPUs that the collector reserves, at
+    least 1."""
     sleep_engines: bool = False
     """Engines give their GPU memory back while the learner works (collocated placement); needs max_staleness=0."""
     collector_cpus: float = 0.5
@@ -54,6 +57,10 @@ class LoopConfig:
             raise ConfigError(
                 f"loop.sleep_engines=true needs engines and learner to take turns, but loop.max_staleness="
                 f"{self.max_staleness} has them work at the same time. Set it to 0, or leave the engines awake."
+            )
+        if self.agent_threads < 0:
+            raise ConfigError(
+                f"loop.agent_threads={self.agent_threads} must not be negative; 0 follows collector_cpus."
             )
         if self.seed < 0:
             raise ConfigError(f"loop.seed={self.seed} must not be negative.")
