@@ -25,6 +25,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ class Collector:
             "staleness": batch - version,
             "asked": len(duels),
             "synthetic": len(synthetic),
-            "skipped": len(prompts) - len(choices),
+            "skipped": len(prompts) - len({choice.prompt for choice in choices}),
             "failed": failed,
             **self._duel_statistics(bought, info),
             **{f"seconds/{stage}": seconds for stage, seconds in clock.seconds().items()},
@@ -235,7 +236,7 @@ class Collector:
             sampling = self.config.rollout.sampling(n=proposal.n)
             seed = int(self._rng(batch, GENERATE, part).integers(2**62))
             for group, sampled in zip(groups, pool.generate(prompts, sampling, seed), strict=True):
-                group.extend(sampled)
+                group.extend(replace(candidate, source=proposal.source) for candidate in sampled)
         return groups
 
     def _duels(

@@ -9,7 +9,8 @@
 The strength is Algorithm 1's: eq. 4.2 writes alpha * beta, so alpha here = alpha of eq. 4.2 times beta.
 
 Differs from the paper:
-1. A ranking is three duels, three labels of the budget, as the oracle knows pairs only. Its ranker scored responses.
+1. A ranking is three duels, three labels of the budget, as our oracles compare two; its ranker scored responses.
+   Labels may contradict each other: `best_and_worst` says what becomes of ties and cycles.
 2. With `fresh=2` or 3 all responses are samples of pi_ref and no dataset is needed (the online form, after
    Algorithm 2): y is the first of them, and the optimism term is still about that one.
 3. Iterations are counted in batches, each batch is one optimizer step, and the optimizer's moments and the learner's
@@ -33,7 +34,7 @@ from rayalign.agents.optimism import OptimismConfig, Terms, averaged_over_prompt
 from rayalign.errors import ConfigError
 from rayalign.types import Candidate, LabelSource, Preference, Prompt
 
-Verdict = tuple[int, int, float]
+Comparison = tuple[int, int, float]
 """Two responses of a prompt and the label: 1.0, the first is better; 0.0, the second; 0.5, a tie."""
 
 
@@ -122,7 +123,7 @@ class SELM(Agent):
         return optimistic_dpo(pairs, self.config, self.config.alpha)
 
 
-def best_and_worst(verdicts: Iterable[Verdict]) -> tuple[int, int, float]:
+def best_and_worst(verdicts: Iterable[Comparison]) -> tuple[int, int, float]:
     """The responses with most and fewest wins less losses, and the label of the best against the worst.
 
     Of several best ones the lowest index is taken; of several worst ones the one that the best has beaten, then the
