@@ -51,8 +51,8 @@ class AEBordaConfig(AgentConfig):
 
     num_candidates: int = 10
     """N: responses of the policy per prompt, among which the best is sought."""
-    prompts_per_label: int = 3
-    """Prompts drawn for each label that is bought; 1 asks about all of them."""
+    prompts_per_duel: int = 3
+    """Prompts drawn for each duel that is asked; 1 asks about all of them."""
     opponents: str = "policy"
     """Who the random opponent is: another of the prompt's candidates, or one sample of the reference."""
     batch_rule: str = "believe"
@@ -73,7 +73,7 @@ class AEBordaConfig(AgentConfig):
                 hint = did_you_mean(getattr(self, name), known)
                 raise ConfigError(f"agent.{name}={getattr(self, name)!r} is unknown. {hint}")
         least = {"num_candidates": 2 if self.opponents == "policy" else 1, "calibration_responses": 2}
-        for name in ("num_candidates", "prompts_per_label", "calibration_responses"):
+        for name in ("num_candidates", "prompts_per_duel", "calibration_responses"):
             if getattr(self, name) < least.get(name, 1):
                 raise ConfigError(f"agent.{name}={getattr(self, name)} must be at least {least.get(name, 1)}.")
 
@@ -99,7 +99,7 @@ class AEBorda(Agent):
 
     def prompts_per_batch(self, batch_size: int) -> int:
         """More contexts than duels, where contexts are chosen."""
-        return batch_size * (self.config.prompts_per_label if self.config.borda.strategy == "ae" else 1)
+        return batch_size * (self.config.prompts_per_duel if self.config.borda.strategy == "ae" else 1)
 
     def proposals(self) -> tuple[Proposal, ...]:
         """The actions, and the opponent where it is the reference's."""
@@ -148,6 +148,7 @@ class AEBorda(Agent):
         sizes = [size for size in self._sizes if size >= self.config.borda.initial_labels]
         if not sizes or not candidates:
             return None
+        sizes = sizes if self.config.borda.pessimism == "ever" else sizes[-1:]
         points_ND = self._points(self.features([prompt] * len(candidates), candidates))
         widths = [width_after(size, self.config.borda, self.posterior) for size in sizes]
         return int(self.posterior.lower_envelope(points_ND, sizes, widths).argmax())

@@ -33,6 +33,7 @@ from rayalign.errors import ConfigError, did_you_mean
 
 STRATEGIES = ("ae", "ucb", "uniform")
 SCHEDULES = ("constant", "theorem")
+PESSIMISMS = ("ever", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,16 @@ class BordaConfig:
     width: float = 1.0
     """beta of the constant schedule; 0 is greedy. Untried actions have the upper bound `prior_mean + width`: below the
     chance that good actions have of winning, they stay untried."""
+    pessimism: str = "ever"
+    """Which lower bound the policy maximises: the greatest one `ever` (eq. 5), or the `last` one. Ever is right where
+    bounds hold, as the theorem's do; of narrower ones it remembers the worst mistakes."""
     norm_bound: float = 1.0
     """B, theorem only: bound of the reward's and the Borda function's norm in the kernel's space."""
     failure_probability: float = 0.1
     """delta, theorem only: how often the bounds may fail, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        for name, known in (("strategy", STRATEGIES), ("schedule", SCHEDULES)):
+        for name, known in (("strategy", STRATEGIES), ("schedule", SCHEDULES), ("pessimism", PESSIMISMS)):
             if getattr(self, name) not in known:
                 hint = did_you_mean(getattr(self, name), known)
                 raise ConfigError(f"agent.borda.{name}={getattr(self, name)!r} is unknown. {hint}")
@@ -139,9 +143,10 @@ class BordaBandit:
         if self.posterior.size >= self.config.initial_labels:
             self.envelope_PN = np.maximum(self.envelope_PN, self.bounds()[0])
 
-    def policy(self) -> np.ndarray:
+    def policy(self, pessimism: str | None = None) -> np.ndarray:
         """The pessimistic policy (eq. 5): for each context of the net the index of its action, `P`."""
-        return self.envelope_PN.argmax(axis=1)
+        ever = (pessimism or self.config.pessimism) == "ever"
+        return (self.envelope_PN if ever else self.bounds()[0]).argmax(axis=1)
 
 
 def pairs(contexts_PD: np.ndarray, actions_ND: np.ndarray) -> np.ndarray:

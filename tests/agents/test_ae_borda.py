@@ -13,7 +13,7 @@ from rayalign.agents.posteriors.kernel import KernelRidge
 from rayalign.errors import ConfigError, NonFiniteLossError
 from rayalign.types import LabelSource
 
-SMALL = {"num_candidates": 5, "prompts_per_label": 2, "calibration_responses": 20, "borda.initial_labels": 8}
+SMALL = {"num_candidates": 5, "prompts_per_duel": 2, "calibration_responses": 20, "borda.initial_labels": 8}
 
 
 def ready(policy, **settings):
@@ -162,15 +162,15 @@ def test_calibration_that_ends_mid_run_leaves_a_posterior_of_all_labels(policy, 
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "theorem"])
-def test_best_of_is_the_pessimistic_policy(policy, box, schedule):
-    agent = ready(policy, calibration_responses=8, **{"borda.schedule": schedule})
+@pytest.mark.parametrize(("schedule", "pessimism"), [("constant", "ever"), ("theorem", "ever"), ("constant", "last")])
+def test_best_of_is_the_pessimistic_policy(policy, box, schedule, pessimism):
+    agent = ready(policy, calibration_responses=8, **{"borda.schedule": schedule, "borda.pessimism": pessimism})
     prompts, groups = table_of(box, agent, 20)
     play(agent, box, [0])
     assert agent.standardize.done and agent.best_of(prompts[0], groups[0]) is None  # before n_0 labels
     play(agent, box, range(1, 6))
     lowest = np.full((len(prompts), 5), -np.inf)
-    for size in (8, 12, 16, 20, 24):
+    for size in (8, 12, 16, 20, 24) if pessimism == "ever" else (24,):
         part = KernelRidge(agent.config.kernel, agent.features.dim)
         part.add(agent._points(agent._raw_BD[:size]), agent._labels[:size])
         width = width_after(size, agent.config.borda, agent.posterior)

@@ -116,6 +116,7 @@ def test_policy_is_eq_5_with_the_posterior_after_the_last_label(schedule):
     exact = learner.posterior.lower_envelope(pairs(CONTEXTS, ACTIONS), sizes, widths).reshape(7, 9)
     np.testing.assert_allclose(learner.envelope_PN, exact, atol=1e-9)
     assert learner.policy().tolist() == exact.argmax(axis=1).tolist()
+    assert learner.policy("last").tolist() == learner.bounds()[0].argmax(axis=1).tolist()
 
 
 def test_active_exploration_learns_a_policy_better_than_chance():
