@@ -1,6 +1,6 @@
 """The best pairs of a pool that is too big for memory, by the score of an agent that works with given pairs.
 
-    files --> Ray Data, block by block --> actors: encode, score, keep the batch's best --> running top --> table
+    files --> Ray Data, block by block --> actors: encode, score, pass on the best so far --> running top --> table
               (bounded by its object store)        a ScorerModel in each                  (count rows)
 
     python -m rayalign.scoring.offline_pool POOL.parquet --agent ae_dpo --policy DIR --count 20000 --out best.parquet
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import heapq
 import json
 import os
 import sys
@@ -98,7 +99,7 @@ def top_of_pool(
 
 def stream_top(
     data: ray.data.Dataset,
-    stage: type[BestOfBatch],
+    stage: type[BestSoFar],
     settings: Mapping[str, Any],
     count: int,
     *,
@@ -152,18 +153,22 @@ def _best(tables: Sequence[pa.Table], count: int) -> pa.Table:
 
 
 # -- in the actors ------------------------------------------------------------------------------------------------
-class BestOfBatch:
-    """Scores a batch of rows and passes on its best `count`: no other row can be among the pool's."""
+class BestSoFar:
+    """Scores batches of rows and passes on those that are among the best `count` it has seen: no other row can be among
+    the pool's. So few pass, about `count * log(rows / count)`, and the driver is not the pool's bottleneck.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._best: list[tuple[float, str]] = []  # a heap of score and key, the worst first
+        self._known: set[str] = set()
 
     def scores(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """A score per row; -inf leaves it out."""
         raise NotImplementedError
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The best rows, in their order, with score and key; or an error of ours in a column of its own."""
+        """The rows that pass, in their order, with score and key; or an error of ours in a column of its own."""
         try:
             scores = np.asarray(self.scores(table.to_pylist()), dtype=np.float64)
         except RayalignError as error:
@@ -172,14 +177,25 @@ class BestOfBatch:
             return pa.table(
                 {ERROR: ["the policy's scores are not numbers. Use scorer.dtype=float32, or another policy."]}
             )
-        best = np.sort(np.argsort(-scores, kind="stable")[: self.count])
-        best = best[np.isfinite(scores[best])]
-        rows = table.take(pa.array(best, pa.int64()))
+        floor = self._best[0][0] if len(self._best) == self.count else -np.inf
+        passing = np.flatnonzero(np.isfinite(scores) & (scores >= floor))
+        rows = table.take(pa.array(passing, pa.int64()))
         keys = [_key(row) for row in rows.to_pylist()]
-        return rows.append_column(SCORE, pa.array(scores[best])).append_column(KEY, pa.array(keys, pa.string()))
+        for score, key in zip(scores[passing], keys, strict=True):
+            self._note(float(score), key)
+        return rows.append_column(SCORE, pa.array(scores[passing])).append_column(KEY, pa.array(keys, pa.string()))
+
+    def _note(self, score: float, key: str) -> None:
+        """A row that comes again, as after a retry, counts once: twice would put the floor too high."""
+        if key in self._known:
+            return
+        self._known.add(key)
+        heapq.heappush(self._best, (score, key))
+        if len(self._best) > self.count:
+            self._known.discard(heapq.heappop(self._best)[1])
 
 
-class PairScorer(BestOfBatch):
+class PairScorer(BestSoFar):
     """Rows as prompts and pairs, scored by an agent with a model of its own."""
 
     def __init__(

@@ -21,7 +21,7 @@ from rayalign.scoring.offline_pool import (
     ERROR,
     KEY,
     SCORE,
-    BestOfBatch,
+    BestSoFar,
     PairScorer,
     running_top,
     stream_top,
@@ -64,17 +64,40 @@ def test_the_running_top_lets_go_of_the_rows_that_lost():
     assert max(peaks) < 2e6
 
 
-def test_an_actor_passes_on_the_best_of_its_batch_and_no_row_that_must_not_be_asked():
-    class ByNumber(BestOfBatch):
-        def scores(self, rows):
-            return np.array([row["n"] for row in rows])
+class ByNumber(BestSoFar):
+    """Scores by a column."""
 
-    batch = pa.table({"n": [3.0, -np.inf, 5.0, 1.0, 4.0], "text": list("abcde")})
-    best = ByNumber(count=3)(batch)
-    assert best["text"].to_pylist() == ["a", "c", "e"] and best[SCORE].to_pylist() == [3.0, 5.0, 4.0]
-    assert len(set(best[KEY].to_pylist())) == 3
-    assert len(ByNumber(count=3)(pa.table({"n": [-np.inf], "text": ["a"]}))) == 0
-    assert "not numbers" in ByNumber(count=3)(pa.table({"n": [np.nan], "text": ["a"]}))[ERROR][0].as_py()
+    def scores(self, rows):
+        return np.array([row["n"] for row in rows])
+
+
+def numbers(*values):
+    return pa.table({"n": pa.array(values, pa.float64()), "text": [f"text {value}" for value in values]})
+
+
+def test_an_actor_passes_on_what_is_among_its_best_so_far_and_no_row_that_must_not_be_asked():
+    actor = ByNumber(count=3)
+    assert actor(numbers(3, -np.inf, 5, 1, 4))["n"].to_pylist() == [3, 5, 1, 4], "nothing is known yet"
+    assert actor(numbers(2, 3, 6, 0))["n"].to_pylist() == [3, 6], "3, 4 and 5 are known, ties pass"
+    assert actor(numbers(4, 3.5))["n"].to_pylist() == [4], "and now 4, 5 and 6"
+    assert len(actor(numbers(-np.inf))) == 0
+    assert "not numbers" in actor(numbers(np.nan))[ERROR][0].as_py()
+
+
+def test_a_batch_that_comes_again_does_not_raise_the_floor():
+    actor = ByNumber(count=3)
+    for _ in range(4):
+        actor(numbers(9, 8))
+    assert actor(numbers(1, 2))["n"].to_pylist() == [1, 2], "the third best of all is 2"
+
+
+def test_actors_that_share_a_pool_pass_on_its_top_and_little_else():
+    rng = np.random.default_rng(0)
+    values = rng.permutation(20_000).astype(float)
+    actors = [ByNumber(count=50) for _ in range(2)]
+    passed = [actors[i % 2](numbers(*part)) for i, part in enumerate(np.split(values, 100))]
+    assert running_top(passed, 50)["n"].to_pylist() == list(range(19_999, 19_949, -1))
+    assert sum(map(len, passed)) < 1_500  # 2 * 50 * (1 + log(10,000 / 50)) = 630, and first batches pass whole
 
 
 def test_what_can_not_be_used_is_refused_before_anything_starts(policy):
@@ -154,7 +177,7 @@ def test_a_streamed_pool_becomes_a_file_of_the_prompts_that_scoring_all_of_it_fi
 
 
 def test_a_row_that_can_not_be_used_is_an_error_of_ours_that_shows_it(cluster):
-    class Picky(BestOfBatch):
+    class Picky(BestSoFar):
         def scores(self, rows):
             for row in rows:
                 if row["id"] == 31:
