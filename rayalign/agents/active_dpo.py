@@ -10,8 +10,9 @@
 
 Differs from the paper:
 1. V starts as reg I; the paper's starts as 0, which has no inverse, and its theory has lambda / kappa I.
-2. Unless the learner trains LoRA, the adapters are LoRA's initialisation on the current weights (`scorer.lora_rank`):
-   their B is 0, so A's gradient vanishes and B's alone is the feature. Neither scale (beta, alpha / rank) is applied.
+2. Unless the learner trains LoRA, and before its first step if it does, the adapters are LoRA's initialisation on the
+   current weights (`scorer.lora_rank`, scale 1): B is 0, so A's gradient vanishes and B's alone is the feature.
+   Gradients are of log pi, without beta, which at unit length changes nothing.
 3. The projection is a sparse Johnson-Lindenstrauss matrix, not a dense one. The paper does not say which it uses.
 4. V has the duels that were labelled; a verdict that failed leaves no trace.
 5. Training is the learner's: by default one step on each batch, where the paper takes 4 epochs.

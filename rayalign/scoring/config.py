@@ -24,7 +24,8 @@ class ScorerConfig(PoolConfig):
     lora_rank: int = 8
     """Rank of the adapters whose gradients are the features (ActiveDPO), where the learner trains none itself."""
     max_gradient_tokens: int = 2048
-    """Most tokens in one forward and backward (ActiveDPO); activations are kept for the way back."""
+    """Most tokens in one forward and backward (ActiveDPO). Activations are kept for the way back: about 1.6 MB a token
+    in float32 where the model has 135M parameters in 30 layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,9 +42,10 @@ def project(values_RK: Tensor, dim: int, *stream: int) -> Tensor:
     r"""`S v` of each row, `R x D` float32, for the random sparse matrix `S` that the numbers `stream` name.
 
     The sparse Johnson-Lindenstrauss transform (Kane and Nelson 2014, the block construction): the D rows are cut into
-    s = `NONZEROS` blocks, and each column of S has one entry per block, +-1/sqrt(s), in a random row of it.
-    `E <Su, Sv> = <u, v>`, `Var |Sv|^2 <= 2 |v|^4 / D` for every v, and D = O(log(n) / eps^2) keeps all distances among
-    n vectors within 1 +- eps with high probability, as a dense Gaussian matrix does. S takes K s entries, not K D.
+    s = `NONZEROS` blocks, and each column of S has one entry per block, +-1/sqrt(s), in a random row of it. As with a
+    dense Gaussian matrix `E <Su, Sv> = <u, v>`, and `Var |Sv|^2 <= 2 |v|^4 / D` for every v (D a multiple of s); with
+    D = O(log(n) / eps^2) and s = O(log(n) / eps) all distances among n vectors are kept within 1 +- eps with high
+    probability. S has K s entries, not K D.
 
     >>> project(torch.tensor([[2.0]]), 4, 0).abs()  # a column has NONZEROS = 4 entries of size 1/2
     tensor([[1., 1., 1., 1.]])
