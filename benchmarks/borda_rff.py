@@ -38,9 +38,9 @@ LENGTHSCALE = 0.3  # of the functions: the theory takes the kernel as known
 KERNEL = KernelConfig(kernel="rbf", lengthscale=LENGTHSCALE, regularization=0.25)
 """A label is a coin flip, whose variance is at most 1/4."""
 BORDA = {
-    "krr": BordaConfig(width=1.0),
+    "krr": BordaConfig(schedule="constant", width=1.0),
     "theorem": BordaConfig(schedule="theorem", norm_bound=2.0, failure_probability=0.1),
-    "gp": BordaConfig(width=1.0),
+    "gp": BordaConfig(schedule="constant", width=1.0),
 }
 TITLES = {
     "krr": "Kernel ridge regression",

@@ -23,6 +23,7 @@ CONFIG = {
     # certainty, so the policy goes by the last ones; eq. 5 would hold on to early mistakes.
     "agent.kernel.kernel": "linear",
     "agent.kernel.prior_mean": 0.5,
+    "agent.borda.schedule": "constant",
     "agent.borda.width": 0.3,
     "agent.borda.pessimism": "last",
     "agent.prompts_per_duel": 2,

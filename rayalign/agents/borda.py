@@ -44,11 +44,11 @@ class BordaConfig:
     """ae: contexts and actions are chosen; ucb: actions alone; uniform: nothing is."""
     initial_labels: int = 25
     """n_0: labels on random pairs before anything is chosen; 0 chooses at once."""
-    schedule: str = "constant"
-    """How wide the bounds are: `constant` is `width` standard deviations, `theorem` is Lemma B.1's beta_t, which is
-    sure to hold and so wide that it hardly looks at the mean."""
+    schedule: str = "theorem"
+    """How wide the bounds are: `theorem` is Lemma B.1's beta_t, which holds with certainty 1 - delta; `constant` is
+    `width` standard deviations, which may not (docs/results/borda_rff.md shows what that costs)."""
     width: float = 1.0
-    """beta of the constant schedule; 0 is greedy. Untried actions have the upper bound `prior_mean + width`: below the
+    """constant only: beta; 0 is greedy. Untried actions have the upper bound `prior_mean + width`: below the
     chance that good actions have of winning, they stay untried."""
     pessimism: str = "ever"
     """Which lower bound the policy maximises: the greatest one `ever` (eq. 5), or the `last` one. Ever is right where

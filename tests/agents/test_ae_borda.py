@@ -13,7 +13,13 @@ from rayalign.agents.posteriors.kernel import KernelRidge
 from rayalign.errors import ConfigError, NonFiniteLossError
 from rayalign.types import LabelSource
 
-SMALL = {"num_candidates": 5, "prompts_per_duel": 2, "calibration_responses": 20, "borda.initial_labels": 8}
+SMALL = {
+    "num_candidates": 5,
+    "prompts_per_duel": 2,
+    "calibration_responses": 20,
+    "borda.initial_labels": 8,
+    "borda.schedule": "constant",
+}
 
 
 def ready(policy, **settings):

@@ -16,7 +16,7 @@ CONTEXTS, ACTIONS = net(1, 7), net(1, 9)
 
 
 def bandit(contexts=CONTEXTS, actions=ACTIONS, **settings):
-    config = BordaConfig(**{"initial_labels": 3, **settings})
+    config = BordaConfig(**{"initial_labels": 3, "schedule": "constant", **settings})
     return BordaBandit(config, KernelRidge(KernelConfig(lengthscale=0.3), 2), contexts, actions)
 
 
@@ -124,7 +124,7 @@ def test_active_exploration_learns_a_policy_better_than_chance():
     for seed in range(3):
         env = gym.make("rayalign/RFF-v0", seed=seed, scale=2.0).unwrapped
         learner = BordaBandit(
-            BordaConfig(width=1.0),
+            BordaConfig(),
             KernelRidge(KernelConfig(lengthscale=0.3, regularization=0.25), 2),
             net(1, 16),
             net(1, 32),
@@ -144,7 +144,7 @@ def test_active_exploration_learns_a_policy_better_than_chance():
 def test_it_runs_on_the_bernoulli_gp_and_on_several_dimensions():
     pytest.importorskip("gpytorch", reason="GPyTorch is not installed: pip install 'rayalign[borda]'")
     gp = BernoulliGP(BernoulliGPConfig(inducing_points=16, steps_per_label=1), 3)
-    learner = BordaBandit(BordaConfig(initial_labels=2), gp, net(2, 8), net(1, 5))
+    learner = BordaBandit(BordaConfig(initial_labels=2, schedule="constant"), gp, net(2, 8), net(1, 5))
     env = gym.make("rayalign/RFF-v0", context_dim=2).unwrapped
     context, _ = env.reset(seed=0)
     rng = np.random.default_rng(0)
