@@ -14,10 +14,13 @@ CONFIG = {
     "agent": "passive",
     "env": "rayalign/Haiku-v0",
     "policy": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "budget": 800,
+    "budget": 128,
     "seed": 0,
-    "max_staleness": 1,
+    # In turn on two cores: whoever works has both.
+    "max_staleness": 0,
     "rollout.engine": "vllm",
+    "rollout.threads_per_replica": 2,
+    "learner.threads_per_worker": 2,
     "agent.schedule": "online",
 }
 

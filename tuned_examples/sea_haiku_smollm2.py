@@ -17,14 +17,22 @@ CONFIG = {
     "agent": "sea",
     "env": "rayalign/Haiku-v0",
     "policy": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "budget": 800,
+    "budget": 128,
     "seed": 0,
-    "max_staleness": 1,
+    # In turn on two cores: whoever works has both.
+    "max_staleness": 0,
     "rollout.engine": "vllm",
+    "rollout.threads_per_replica": 2,
+    "learner.threads_per_worker": 2,
+    "loop.agent_threads": 2,
     "agent.num_candidates": 8,
     "agent.exploration": "bai_ts",
-    "agent.gamma_burn_in": 200,
+    "agent.gamma_burn_in": 96,
+    "agent.gamma_after": 0.7,
+    "agent.synthetic_pairs": "extremes",
+    # The posterior reads responses with the frozen initial policy.
     "agent.features.pooling": "mean",
+    "agent.features.dtype": "bfloat16",
 }
 
 if __name__ == "__main__":

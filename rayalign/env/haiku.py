@@ -219,11 +219,11 @@ class Haiku(World):
             "rollout.max_prompt_tokens": 128,
             "rollout.dtype": "bfloat16",
             "learner.dtype": "bfloat16",
-            "learner.learning_rate": 1e-5,
+            "learner.learning_rate": 3e-5,
             "learner.schedule": "constant",
             "agent.beta": 0.1,
             "evaluation.num_prompts": 150,
-            "evaluation.every": 160,
+            "evaluation.every": 64,
         }
 
     def _order(self, epoch: int) -> list[str]:
