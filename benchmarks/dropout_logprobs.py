@@ -10,7 +10,9 @@ three ways give the same moments:
     head      the trunk once, the whole head per mask
     plain     the whole model per mask, all its logits in memory
 
-RESULT
+On a busy 2-core machine, one thread, wall clock: once 4.0 s, head 18.3 s, plain 50.3 s (12.7 times once; more than the
+10 masks, because it also computes the logits of the prompts). The moments agree to 7e-7. With --rows 12 --masks 4 they
+add 195, 133 and 665 MiB: "once" holds two chunks of float32 logits, whatever the number of masks and rows.
 """
 
 import argparse

@@ -7,7 +7,7 @@ object store is made smaller than the larger pool, so that a pool held in memory
 "driver adds" is the growth of the driver's peak memory, "actor adds" that of the scoring actor's over what it was at
 its first batch; both see blocks in shared memory as their own.
 
-RESULT
+No figures yet.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Command     rayalign run tuned_examples/ae_borda_dpo_tinyworld.py
             ray job submit --working-dir . -- python tuned_examples/ae_borda_dpo_tinyworld.py
 Hardware    2 CPU cores, 8 GiB
-Result      not measured yet
+Result      not measured yet: the wiring was run with 64 labels, too few to say anything
 Compare     tuned_examples/passive_tinyworld.py: the same world, policy, budget and learner, without selection
 """
 

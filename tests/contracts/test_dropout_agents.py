@@ -8,6 +8,7 @@ from rayalign.ledger import Ledger
 
 SMALL = {
     "loop.batch_size": 4,
+    "rollout.num_replicas": 0,  # engines in the collector's process: two that need not be started
     "evaluation.num_prompts": 4,
     "evaluation.every": 0,
     "learner.checkpoint_every": 2,
