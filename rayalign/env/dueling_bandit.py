@@ -263,8 +263,8 @@ class DuelingBanditVector(gym.vector.VectorEnv[tuple[str, ...], Sequence[Action 
             raise gym.error.ResetNeeded("call reset before step: there are no prompts on the table.")
         if any(not isinstance(action, Duel | None) for action in actions[self.num_envs :]):
             raise ConfigError(
-                f"{len(actions)} actions for num_envs={self.num_envs}; only duels, which name their prompt, may be more "
-                "than the prompts on the table. Make the environment larger."
+                f"{len(actions)} actions for num_envs={self.num_envs}; only duels, which name their prompt, may be "
+                "more than the prompts on the table. Make the environment larger."
             )
         duels = {i: self._table.duel(action, i) for i, action in enumerate(actions) if action is not None}
         preferences: list[Preference | None] = [None] * max(self.num_envs, len(actions))

@@ -49,8 +49,8 @@ class FourierReward:
     r"""A random function: `r(x, a) = scale * sqrt(2/J) * sum_j w_j cos(omega_j . (x, a) + b_j)` on unit cubes.
 
     `w ~ N(0, 1)`, `omega ~ N(0, 1/lengthscale^2)`, `b ~ U(0, 2 pi)` (Rahimi and Recht 2007). With many features it is
-    a draw of the Gaussian process with kernel `scale^2 exp(-|z - z'|^2 / (2 lengthscale^2))`. The paper gives no numbers;
-    these defaults bring the norms of its Table 1 about (docs/results/borda_rff.md).
+    a draw of the Gaussian process with kernel `scale^2 exp(-|z - z'|^2 / (2 lengthscale^2))`. The paper gives no
+    numbers; these defaults bring the norms of its Table 1 about (docs/results/borda_rff.md).
     """
 
     def __init__(
