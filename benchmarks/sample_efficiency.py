@@ -26,7 +26,7 @@ import numpy as np
 
 from rayalign.agents.sea import VARIANTS
 from rayalign.evaluate import area_under_curve, bootstrap_interval, paired_ratio
-from rayalign.plots import compare_regret, compare_win_rate, png
+from rayalign.plots import compare_win_rate, png
 from rayalign.run_record import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -227,12 +227,13 @@ def write(group: str, runs: Mapping[str, Sequence[RunRecord]], options: argparse
     worlds = " ".join(map(str, options.worlds))
     command = f"python benchmarks/sample_efficiency.py --groups {group} --worlds {worlds} --budget {options.budget}"
     intro = INTRO.format(group=group, budget=options.budget, command=command)
-    text = [intro, *lines, "", *ratios(runs)]
+    missing = [name for name in GROUPS[group] if name not in runs]
+    plot = f"\n![win rate over labels]({stem.name}_win_rate.png)"
+    text = [intro, *lines, plot, "", *ratios(runs), *([f"\nNot run yet: {', '.join(missing)}."] if missing else [])]
     stem.with_suffix(".md").write_text("\n".join(text) + "\n")
     stem.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
-    for name, draw in (("win_rate", compare_win_rate), ("regret", compare_regret)):
-        if (figure := draw(runs)) is not None:
-            stem.with_name(f"{stem.name}_{name}.png").write_bytes(png(figure))
+    if (figure := compare_win_rate(runs)) is not None:
+        stem.with_name(f"{stem.name}_win_rate.png").write_bytes(png(figure))
     print("\n".join(lines))
 
 
@@ -259,7 +260,7 @@ def main() -> None:
     for group in options.groups:
         rows = {name: row for name, row in GROUPS[group].items() if not options.rows or name in options.rows}
         failed += run_all(rows, options)
-        write(group, records(rows, options), options)
+        write(group, records(GROUPS[group], options), options)
     if failed:
         sys.exit("\n".join(failed))
 

@@ -5,7 +5,7 @@ Command     rayalign run tuned_examples/passive_tinyworld.py
             ray job submit --working-dir . -- python tuned_examples/passive_tinyworld.py
 Hardware    2 CPU cores, 8 GiB
 Result      on fresh worlds (env.seed 10 and up), one run each: held-out win rate 0.65 after 670 to 1,941 labels, or
-            not within 2,000; docs/results/tinyworld_labels.md
+            not within 2,000; docs/results/sample_efficiency_agents.md
 Compare     tuned_examples/sea_tinyworld.py
 """
 

@@ -5,7 +5,7 @@ Command     rayalign run tuned_examples/sea_tinyworld.py
             ray job submit --working-dir . -- python tuned_examples/sea_tinyworld.py
 Hardware    2 CPU cores, 8 GiB
 Result      on fresh worlds (env.seed 10 and up), one run each: held-out win rate 0.65 after 470 to 741 labels, where
-            passive needs 670 to 1,941 or does not get there; docs/results/tinyworld_labels.md
+            passive needs 670 to 1,941 or does not get there; docs/results/sample_efficiency_agents.md
 Compare     tuned_examples/passive_tinyworld.py: the same world, policy, budget and learner, without exploration
 """
 

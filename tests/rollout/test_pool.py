@@ -12,7 +12,8 @@ import ray
 from rayalign.errors import ConfigError, DataError, ResourceError, RolloutError, WaitError, WeightSyncError
 from rayalign.rollout.config import RolloutConfig, VllmSettings
 from rayalign.rollout.engine import Sampling
-from rayalign.rollout.pool import RolloutPool, cut
+from rayalign.rollout.model_pool import cut
+from rayalign.rollout.pool import RolloutPool
 from rayalign.rollout.transformers_engine import TransformersEngine
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
