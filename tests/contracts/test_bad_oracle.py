@@ -64,7 +64,7 @@ def test_an_oracle_that_breaks_stops_the_run_with_its_reason_and_resume_loses_no
         for file in (tmp_path / "run" / "oracle").glob("*")
         for line in file.read_text().splitlines()
     ]
-    assert len(answers) == len(set(answers)) == result.labels_spent
+    assert len(answers) == len(set(answers)) == result.labels_spent + result.labels_spent_on_evaluation
 
 
 def test_an_oracle_that_is_down_from_the_start_costs_nothing(small_run, tmp_path):
