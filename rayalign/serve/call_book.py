@@ -65,6 +65,14 @@ class CallBook:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.refresh()
 
+    @classmethod
+    def copy_of(cls, folder: str | Path) -> CallBook:
+        """What the book in `folder` says now, in memory: touches nothing, and may be read-only."""
+        book = cls()
+        for line in (Path(folder) / NAME).read_bytes().splitlines():
+            book._take(_parsed(line))
+        return book
+
     @property
     def spent(self) -> float:
         """Money spent or reserved, as far as this process has seen."""

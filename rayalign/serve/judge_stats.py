@@ -44,7 +44,7 @@ def judge_stats(folder: str | Path) -> JudgeStats:
     """Of the judge whose call book is in `folder`: `RUN_DIR/oracle`, or `RUN_DIR/oracle-evaluation`."""
     if not (Path(folder) / NAME).exists():
         raise DataError(f"{folder} has no {NAME}: no judge was asked there.")
-    return stats_of(CallBook(folder))
+    return stats_of(CallBook.copy_of(folder))
 
 
 def stats_of(book: CallBook) -> JudgeStats:
