@@ -120,12 +120,40 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
         "cards": cards,
         "tables": [
             Table("Summary", (), facts),
+            *_judges(record),
             Table("Where things are", (), where, note="Relative to the run's directory."),
         ],
         "figures": _figures(SINGLE, record, CAPTIONS, plots),
         "samples": answers(record),
         "settings": [(name, _setting(value)) for name, value in record.settings.items()],
     }
+
+
+def _judges(record: RunRecord) -> list[Table]:
+    """What LLM judges cost, and how far they can be trusted; nothing where none was asked."""
+    from rayalign.serve.call_book import NAME
+    from rayalign.serve.judge_stats import judge_stats
+
+    tables = []
+    for title, folder in (("LLM judge", "oracle"), ("LLM judge of evaluations", "oracle-evaluation")):
+        if not (record.path / folder / NAME).exists():
+            continue
+        stats = judge_stats(record.path / folder)
+        rows = [
+            ("calls", f"{stats.calls:,}: {stats.answers:,} read, {stats.wasted:,} in vain, {stats.not_billed:,} free"),
+            ("money", f"{stats.spent:g}, calls in vain included"),
+            ("ties and abstentions", f"{stats.ties:,} and {stats.abstentions:,} of the answers"),
+            ("orders that disagree", _share(stats.order_disagreement, stats.both_orders, "duels asked in both orders")),
+            ("position bias", "not measured" if stats.position_bias is None else f"{stats.position_bias:+.3f}"),
+            ("self-agreement", _share(stats.self_agreement, stats.rechecked, "questions asked twice")),
+        ]
+        note = "Position bias: P(shown first wins) - P(shown second wins), mean over duels asked in both orders."
+        tables.append(Table(title, (), rows, note))
+    return tables
+
+
+def _share(share: float | None, of: int, what: str) -> str:
+    return "not measured" if share is None else f"{share:.1%} of {of:,} {what}"
 
 
 # -- several runs -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from rayalign.errors import DataError
 from rayalign.logs import RunLog
 from rayalign.report import write_report
 from rayalign.run_record import RunRecord, answers, group
+from rayalign.serve.call_book import Answer, CallBook, Question
 
 HOSTILE = "</pre><script>alert('x')</script>\"'&amp; {{ 7*7 }}"
 
@@ -250,3 +251,15 @@ def test_answers_pair_the_first_with_the_last(tmp_path: Path) -> None:
     assert row["initial"].startswith("answer 0 ")
     assert row["final"].startswith("answer 100 ")
     assert row["reference"] == "theirs"
+
+
+def test_a_report_shows_what_an_llm_judge_cost_and_how_it_leans(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert "LLM judge" not in write_report([run]).read_text()
+    book = CallBook(run / "oracle")
+    for swapped, probability in ((False, 0.8), (True, 0.6)):
+        book.answer(book.reserve("a", 0.25), Question("j", "a", swapped, 0), Answer(probability))
+    book.waste(book.reserve("b", 0.25), "unreadable")
+    page = write_report([run]).read_text()
+    for shown in ("3: 2 read, 1 in vain, 0 free", "0.75, calls in vain", "100.0% of 1 duels asked", "+0.400"):
+        assert shown in page, shown

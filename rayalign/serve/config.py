@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
+from rayalign.serve.judge_config import JudgeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +14,11 @@ class OracleConfig:
     """Who says which response is better, and how many of them work at the same time."""
 
     kind: str = "world"
-    """`world` (the environment's own hidden reward), `function` (yours) or `reward_model` (Hugging Face)."""
+    """`world` (the environment's own hidden reward), `function` (yours), `reward_model` (Hugging Face) or `judge` (a
+    language model behind an OpenAI-compatible endpoint)."""
     target: str = ""
-    """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; world: unused."""
+    """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; judge: the model's
+    name at its endpoint; world: unused."""
     labels: str = "bernoulli"
     """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
     scale: float = 1.0
@@ -60,6 +63,8 @@ class OracleConfig:
     """reward_model only: responses whose score is remembered, so that none is scored twice; 0 remembers none."""
     trust_remote_code: bool = False
     """reward_model only: run the Python code that comes with the model. Only for repositories that you trust."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """judge only: the endpoint, what it is asked, and what it may cost."""
 
     def __post_init__(self) -> None:
         _one_of("labels", self.labels, LABEL_MODES)

@@ -50,6 +50,9 @@ class OracleDeployment:
         except Exception as error:
             raise OracleError(f"the oracle could not be made: {type(error).__name__}: {error}") from error
         self.config = config
+        keep_in = getattr(self.oracle, "keep_in", None)  # an oracle that is billed call by call has books of its own
+        if keep_in is not None and journal_dir is not None:
+            keep_in(journal_dir)
         self.journal = None if journal_dir is None else AnswerJournal(Path(journal_dir))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
         self._waiting: list[tuple[DuelColumns, asyncio.Future[VerdictColumns]]] = []

@@ -2,7 +2,8 @@
 
     oracle_factory(config, world) -> a picklable function -> called once in each replica -> Oracle
 
-`FunctionOracle` is here, the reward model in `reward_model.py`, the world's own truth in `rayalign.env.truth`.
+`FunctionOracle` is here, the reward model in `reward_model.py`, the language model that judges in `judge.py`, the
+world's own truth in `rayalign.env.truth`.
 """
 
 from __future__ import annotations
@@ -207,10 +208,17 @@ def _reward_model(config: OracleConfig, world: World | None) -> Oracle:
     return RewardModelOracle(config)
 
 
+def _judge(config: OracleConfig, world: World | None) -> Oracle:
+    from rayalign.serve.judge import JudgeOracle
+
+    return JudgeOracle(config)
+
+
 ORACLES: dict[str, Callable[[OracleConfig, World | None], Oracle]] = {
     "world": _world,
     "function": _function,
     "reward_model": _reward_model,
+    "judge": _judge,
 }
 """Kind -> what makes the oracle, called inside each replica."""
 
@@ -239,7 +247,7 @@ def oracle_factory(
     if config.kind == "world":
         _world(config, world)
     elif not config.target:
-        raise ConfigError(f"oracle.kind={config.kind!r} needs oracle.target: an import path, model id or directory.")
+        raise ConfigError(f"oracle.kind={config.kind!r} needs oracle.target: an import path, model or directory.")
     elif config.kind == "function" and ":" not in config.target:
         raise ConfigError(f"oracle.target={config.target!r} must be an import path like 'package.module:attribute'.")
     return functools.partial(ORACLES[config.kind], config, world)
