@@ -1,0 +1,1 @@
+"""People who label: a durable queue of duels (`queue`) and the page that shows them (`app`)."""
