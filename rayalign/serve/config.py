@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
+from rayalign.serve.labelling.config import HumanConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +14,10 @@ class OracleConfig:
     """Who says which response is better, and how many of them work at the same time."""
 
     kind: str = "world"
-    """`world` (the environment's own hidden reward), `function` (yours) or `reward_model` (Hugging Face)."""
+    """`world` (the environment's own hidden reward), `function` (yours), `reward_model` (Hugging Face) or
+    `human` (people, on a page)."""
     target: str = ""
-    """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; world: unused."""
+    """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; else unused."""
     labels: str = "bernoulli"
     """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
     scale: float = 1.0
@@ -60,6 +62,8 @@ class OracleConfig:
     """reward_model only: responses whose score is remembered, so that none is scored twice; 0 remembers none."""
     trust_remote_code: bool = False
     """reward_model only: run the Python code that comes with the model. Only for repositories that you trust."""
+    human: HumanConfig = field(default_factory=HumanConfig)
+    """human only: who labels, and where the page is."""
 
     def __post_init__(self) -> None:
         _one_of("labels", self.labels, LABEL_MODES)
@@ -88,6 +92,11 @@ class OracleConfig:
             raise ConfigError(
                 f"oracle.max_replicas={self.max_replicas} is below oracle.num_replicas={self.num_replicas}; "
                 "raise it, or set it to 0 for a fixed number of replicas."
+            )
+        if self.kind == "human" and self.most_replicas > 1:
+            raise ConfigError(
+                f"oracle.kind='human' has one queue, hence one replica; oracle.num_replicas={self.num_replicas} and "
+                f"oracle.max_replicas={self.max_replicas} ask for more."
             )
 
     @property
