@@ -29,6 +29,10 @@ class OracleError(RayalignError):
     """The oracle is unreachable, or answered something that is not a probability."""
 
 
+class LabellingError(RayalignError, ValueError):
+    """What an annotator asked for can't be done (any more); nothing was recorded."""
+
+
 class LedgerError(RayalignError):
     """The ledger on disk contradicts what it is asked to record."""
 

@@ -19,6 +19,7 @@ the window for batch b, the driver waits for the learner, and everybody's wait h
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -51,7 +52,9 @@ from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
-from rayalign.serve import start_oracle, stop_oracle
+from rayalign.serve import OracleConfig, start_oracle, stop_oracle
+from rayalign.serve.labelling.config import PATIENCE
+from rayalign.serve.labelling.oracle import how_to_log_in
 from rayalign.serve.oracles import oracle_factory
 
 CUSTOM_INPUTS = "inputs.pkl"
@@ -195,6 +198,8 @@ def _prepare(
     )
     known = {setting.name for setting in settings.describe(config)}
     config = settings.apply(config, {k: v for k, v in world.defaults().items() if k in known})
+    if given.get("oracle.kind") == "human":
+        config = settings.apply(config, PATIENCE)
     config = settings.apply(config, given)
     policy = str(policy or config.policy or world.default_policy() or "")
     if not policy:
@@ -231,8 +236,11 @@ def _execute(plan_: _Plan) -> Result:
         config = plan(plan_.config, plan_.agent, ray.cluster_resources(), plan_.set_by_user)
         for app in apps:
             stack.callback(stop_oracle, app, stop_serve=not own_cluster)  # our own cluster takes Serve with it
-        factory = oracle_factory(config.oracle, plan_.world, plan_.oracle)
-        oracle = start_oracle(config.oracle, factory, name=apps[0], journal_dir=folder / "oracle")
+        asked = _with_queue(config.oracle, folder)
+        factory = oracle_factory(asked, plan_.world, plan_.oracle)
+        oracle = start_oracle(asked, factory, name=apps[0], journal_dir=folder / "oracle")
+        if asked.kind == "human":
+            print(how_to_log_in(asked), file=sys.stderr, flush=True)
         judge = oracle
         if config.evaluation.oracle is not None:
             factory = oracle_factory(config.evaluation.oracle, plan_.world)
@@ -256,6 +264,16 @@ def _execute(plan_: _Plan) -> Result:
         result = _finish(config, status)
         progress.summary(result)
         return result
+
+
+def _with_queue(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
+    """`oracle`; people's files named as its replica finds them, their queue in the run directory by default."""
+    if oracle.kind != "human":
+        return oracle
+    human = replace(oracle.human, folder=oracle.human.folder or str(run_dir / "labelling"))
+    names = ("folder", "tokens_file", "guidelines_file")
+    paths: dict[str, Any] = {name: str(Path(value).absolute()) for name in names if (value := getattr(human, name))}
+    return replace(oracle, human=replace(human, **paths))
 
 
 def _takes_adapters(config: RunConfig) -> bool:

@@ -179,11 +179,16 @@ def start_oracle(
     # The loop talks through handles. Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
     quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
-    serve.start(proxy_location="Disabled", controller_options=quiet)
+    if config.kind == "human":
+        from rayalign.serve.labelling.deployment import start_serve
+
+        start_serve(config.human, controller_options=quiet)
+    else:
+        serve.start(proxy_location="Disabled", controller_options=quiet)
     if name in serve.status().applications:
         serve.delete(name)
     app = build_app(config, factory, journal_dir)
-    target = serve.RunTarget(app, name=name, route_prefix=None)
+    target = serve.RunTarget(app, name=name, route_prefix="/" if config.kind == "human" else None)
     try:
         handle = serve.run_many([target], wait_for_applications_running=False)[0]
         deadline = time.monotonic() + config.start_timeout_s

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.serve.judge_config import JudgeConfig
+from rayalign.serve.labelling.config import HumanConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +15,11 @@ class OracleConfig:
     """Who says which response is better, and how many of them work at the same time."""
 
     kind: str = "world"
-    """`world` (the environment's own hidden reward), `function` (yours), `reward_model` (Hugging Face) or `judge` (a
-    language model behind an OpenAI-compatible endpoint)."""
+    """`world` (the environment's own hidden reward), `function` (yours), `reward_model` (Hugging Face), `judge` (a
+    language model behind an OpenAI-compatible endpoint) or `human` (people, on a page)."""
     target: str = ""
     """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; judge: the model's
-    name at its endpoint; world: unused."""
+    name at its endpoint; else unused."""
     labels: str = "bernoulli"
     """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
     scale: float = 1.0
@@ -65,6 +66,8 @@ class OracleConfig:
     """reward_model only: run the Python code that comes with the model. Only for repositories that you trust."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """judge only: the endpoint, what it is asked, and what it may cost."""
+    human: HumanConfig = field(default_factory=HumanConfig)
+    """human only: who labels, and where the page is."""
 
     def __post_init__(self) -> None:
         _one_of("labels", self.labels, LABEL_MODES)
@@ -93,6 +96,11 @@ class OracleConfig:
             raise ConfigError(
                 f"oracle.max_replicas={self.max_replicas} is below oracle.num_replicas={self.num_replicas}; "
                 "raise it, or set it to 0 for a fixed number of replicas."
+            )
+        if self.kind == "human" and self.most_replicas > 1:
+            raise ConfigError(
+                f"oracle.kind='human' has one queue, hence one replica; oracle.num_replicas={self.num_replicas} and "
+                f"oracle.max_replicas={self.max_replicas} ask for more."
             )
 
     @property

@@ -175,8 +175,11 @@ def build_app(
                 "downscale_delay_s": 60.0,
             }
         }
+    kind: Any = OracleDeployment
+    if config.kind == "human":
+        from rayalign.serve.labelling.deployment import LabellingDeployment as kind
     deployment = serve.deployment(
-        OracleDeployment,  # type: ignore[arg-type]
+        kind,
         name="oracle",
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
         max_ongoing_requests=CALLS_AT_ONCE,

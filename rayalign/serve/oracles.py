@@ -2,8 +2,8 @@
 
     oracle_factory(config, world) -> a picklable function -> called once in each replica -> Oracle
 
-`FunctionOracle` is here, the reward model in `reward_model.py`, the language model that judges in `judge.py`, the
-world's own truth in `rayalign.env.truth`.
+`FunctionOracle` is here, the reward model in `reward_model.py`, the language model that judges in `judge.py`, people
+in `labelling/`, the world's own truth in `rayalign.env.truth`.
 """
 
 from __future__ import annotations
@@ -214,11 +214,18 @@ def _judge(config: OracleConfig, world: World | None) -> Oracle:
     return JudgeOracle(config)
 
 
+def _human(config: OracleConfig, world: World | None) -> Oracle:
+    from rayalign.serve.labelling.oracle import HumanOracle
+
+    return HumanOracle(config)
+
+
 ORACLES: dict[str, Callable[[OracleConfig, World | None], Oracle]] = {
     "world": _world,
     "function": _function,
     "reward_model": _reward_model,
     "judge": _judge,
+    "human": _human,
 }
 """Kind -> what makes the oracle, called inside each replica."""
 
@@ -232,6 +239,8 @@ def oracle_factory(
     for what can be seen to be wrong without loading anything.
     """
     if custom is not None:
+        if config.kind == "human":
+            raise ConfigError("oracle.kind='human' asks people, but an oracle was given by hand, too: choose one.")
         if hasattr(custom, "judge") and hasattr(custom, "id"):
             return functools.partial(_same, custom)
         return functools.partial(
@@ -246,11 +255,23 @@ def oracle_factory(
         raise ConfigError(f"oracle.kind={config.kind!r} is unknown. {did_you_mean(config.kind, ORACLES)}")
     if config.kind == "world":
         _world(config, world)
+    elif config.kind == "human":
+        _check_human(config)
     elif not config.target:
         raise ConfigError(f"oracle.kind={config.kind!r} needs oracle.target: an import path, model or directory.")
     elif config.kind == "function" and ":" not in config.target:
         raise ConfigError(f"oracle.target={config.target!r} must be an import path like 'package.module:attribute'.")
     return functools.partial(ORACLES[config.kind], config, world)
+
+
+def _check_human(config: OracleConfig) -> None:
+    if config.labels == "bernoulli":
+        raise ConfigError(
+            "oracle.kind='human' with oracle.labels='bernoulli' would flip a coin for every tie that people see; set "
+            "oracle.labels=deterministic."
+        )
+    if not config.human.folder:
+        raise ConfigError("oracle.kind='human' needs oracle.human.folder, where the queue is kept.")
 
 
 def _same(oracle: Oracle) -> Oracle:

@@ -1,0 +1,73 @@
+"""Settings of the labelling page, and what a run that waits for people needs to be patient."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from rayalign.errors import ConfigError
+
+WEEK_S = 7 * 24 * 3600.0
+
+PATIENCE = {
+    "oracle.labels": "deterministic",
+    "oracle.request_timeout_s": WEEK_S,
+    "learner.batch_timeout_s": WEEK_S,
+    "loop.gate_timeout_s": WEEK_S,
+}
+"""Defaults of a run with `oracle.kind=human`: a tie stays a tie, and nobody gives up on people within a week."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanConfig:
+    """Who labels on the page, where it is served, and when an answer counts. Only for `oracle.kind=human`."""
+
+    annotators_per_duel: int = 1
+    """Votes a duel needs; the majority's is the label, a draw is a tie."""
+    tokens_file: str = ""
+    """A line `name token` per annotator, `#` begins a comment. Empty: one annotator, whose token is made and kept in
+    the queue's folder; on a loopback host only."""
+    guidelines_file: str = ""
+    """Plain text that the page shows beside the duel; empty: which of the two is the better response?"""
+    host: str = "127.0.0.1"
+    """Address the page listens on. Any but a loopback address needs tokens_file, and TLS in front of it."""
+    port: int = 8700
+    """TCP port the page listens on."""
+    lease_s: float = 900.0
+    """Seconds after which a duel that somebody opened and did not answer is given to somebody else."""
+    undo_s: float = 20.0
+    """Seconds for which an annotator's last answer can be undone and does not count yet. 0: it counts at once."""
+    folder: str = ""
+    """Where the queue is kept, on a disk that the oracle's replica sees; empty: `labelling` in the run directory."""
+
+    def __post_init__(self) -> None:
+        if self.annotators_per_duel < 1:
+            raise ConfigError(f"oracle.human.annotators_per_duel={self.annotators_per_duel} must be at least 1.")
+        if not self.lease_s > 0:
+            raise ConfigError(f"oracle.human.lease_s={self.lease_s} must be positive.")
+        if not self.undo_s >= 0:
+            raise ConfigError(f"oracle.human.undo_s={self.undo_s} must not be negative; 0 has answers count at once.")
+        if not 0 < self.port < 2**16:
+            raise ConfigError(f"oracle.human.port={self.port} must be in 1..65535.")
+        if not self.tokens_file and not is_loopback(self.host):
+            raise ConfigError(
+                f"oracle.human.host={self.host!r} can be reached from other machines, and oracle.human.tokens_file is "
+                "not set. Name a file with a token per annotator, or listen on 127.0.0.1."
+            )
+        if not self.tokens_file and self.annotators_per_duel > 1:
+            raise ConfigError(
+                f"oracle.human.annotators_per_duel={self.annotators_per_duel} needs as many annotators, and "
+                "oracle.human.tokens_file, which names them, is not set."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`; a name other than `localhost` is not trusted.
+
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

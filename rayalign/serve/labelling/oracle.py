@@ -1,0 +1,93 @@
+"""People as an oracle: duels go into the queue, and verdicts come back when people have voted."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rayalign.errors import ConfigError, WaitError
+from rayalign.serve.config import OracleConfig
+from rayalign.serve.labelling.app import DEFAULT_GUIDELINES
+from rayalign.serve.labelling.queue import DuelQueue
+from rayalign.serve.labelling.tokens import Tokens
+from rayalign.types import Duel, Verdict
+
+POLL_S = 0.2
+
+
+class HumanOracle:
+    """The queue in `config.human.folder`, and the people who may answer. One process at a time.
+
+    `judge` waits for people, at most `oracle.request_timeout_s`. What they answer after that is kept: asking again
+    with the same ids returns it.
+    """
+
+    def __init__(self, config: OracleConfig) -> None:
+        human = config.human
+        self.timeout_s, self.folder = config.request_timeout_s, Path(human.folder)
+        self.tokens = Tokens.read(human.tokens_file) if human.tokens_file else Tokens.read_or_make(tokens_path(config))
+        if human.annotators_per_duel > len(self.tokens.names):
+            raise ConfigError(
+                f"oracle.human.annotators_per_duel={human.annotators_per_duel}, but oracle.human.tokens_file="
+                f"{human.tokens_file!r} names {len(self.tokens.names)} annotators. Add some, or ask for fewer votes."
+            )
+        self.guidelines = _guidelines(human.guidelines_file)
+        self.queue = DuelQueue(
+            self.folder / "queue.arrow",
+            self.tokens.names,
+            annotators_per_duel=human.annotators_per_duel,
+            lease_s=human.lease_s,
+            undo_s=human.undo_s,
+        )
+        self.id = f"human:{human.annotators_per_duel}"
+
+    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """The majority's verdict on each duel, a failure where everybody skipped it."""
+        ids = [duel.id for duel in duels]
+        deadline = time.monotonic() + self.timeout_s
+        verdicts = self.queue.put(duels)
+        while missing := [name for name in ids if name not in verdicts]:
+            if time.monotonic() > deadline:
+                raise WaitError(
+                    f"waited {self.timeout_s:g} s (oracle.request_timeout_s) for people to judge {len(missing)} of "
+                    f"{len(ids)} duels ({missing[0]}, ...). They stay in the queue, and answers are kept: resume the "
+                    "run to wait on."
+                )
+            time.sleep(POLL_S)
+            verdicts |= self.queue.verdicts(missing)
+        self._write_summary()
+        return [verdicts[name] for name in ids]
+
+    def _write_summary(self) -> None:
+        """Who did how much, and how far people agree, for whoever runs this: `summary.json` beside the queue."""
+        summary = {
+            "annotators": {name: asdict(self.queue.progress(name)) for name in self.tokens.names},
+            "agreement": [asdict(pair) for pair in self.queue.agreement()],
+        }
+        new = self.folder / "summary.json.new"
+        new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        os.replace(new, self.folder / "summary.json")
+
+
+def tokens_path(config: OracleConfig) -> Path:
+    """The file that has the annotators' tokens."""
+    return Path(config.human.tokens_file or Path(config.human.folder) / "tokens")
+
+
+def how_to_log_in(config: OracleConfig) -> str:
+    """What to tell whoever started the run; names the file of the tokens, never a token."""
+    host = f"[{config.human.host}]" if ":" in config.human.host else config.human.host
+    return f"Labelling page: http://{host}:{config.human.port}/ - log in with a token from {tokens_path(config)}"
+
+
+def _guidelines(path: str) -> str:
+    if not path:
+        return DEFAULT_GUIDELINES
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"oracle.human.guidelines_file={path!r} can't be read: {type(error).__name__}.") from error
