@@ -158,7 +158,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
         (("run", "no_such_file.py"), "'no_such_file.py' is not a file"),
         (("run", "sea", "--set", "agent.beta"), "--set 'agent.beta' must be NAME=VALUE"),
         (("run", "sea", "--set", "=1"), "must be NAME=VALUE"),
-        (("agents", "pasive"), "agent='pasive' is not registered. Did you mean 'passive'?"),
+        (("agents", "pasive"), "agent='pasive' is not registered. Did you mean 'passive'"),
         (("envs", "rayalign/TinyWrld-v0"), "Did you mean 'rayalign/TinyWorld-v0'"),
         (("settings", "lerner"), "'lerner' is not a section. Did you mean 'learner'"),
         (("report", "no/such/run"), "holds no run"),
