@@ -77,7 +77,8 @@ Whole runs through the real loop, one per row and world; a world is another hidd
 rewards, ties one half. Means over worlds with 95% bootstrap intervals over worlds (with so few worlds they are too
 narrow: look at the thin lines of the plot). Labels to a win rate: median over the worlds that reached it, and how many
 did. Steps: optimizer steps. "Duels' own win rate": both shown responses against the prompt's reference, what a user who
-labels would have met on the way.
+labels would have met on the way. SEA's posterior reads responses with a backbone that was trained on other worlds of
+the same family, never on these: it knows what kind of thing is rewarded, passive does not.
 
 ```
 {command}
