@@ -58,7 +58,7 @@ def test_every_agent_and_environment_is_in_the_readme():
 
 
 def test_every_command_and_option_that_the_documents_show_exists():
-    source = Path(cli.__file__).read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in Path(cli.__file__).parent.glob("*.py"))
     for command in set(re.findall(r"^rayalign (\w+)", EVERYTHING, re.MULTILINE)):
         assert re.search(rf"^def {command}\(", source, re.MULTILINE), command
     for option in set(re.findall(r"^rayalign .*? --([a-z-]+)", EVERYTHING, re.MULTILINE)):

@@ -1,0 +1,22 @@
+"""The command line. Help texts of settings come from the configs' own docstrings.
+
+    rayalign run tuned_examples/sea_tinyworld.py --set agent.num_candidates=10
+    rayalign resume RUN_DIR        rayalign report RUN_DIR [RUN_DIR ...]
+    rayalign agents [NAME]         rayalign envs [ID]         rayalign settings [SECTION]
+
+A mistake in the input is one line and exit code 2; a traceback is a mistake of ours. A command is a function in one of
+the modules imported here, which add it to `app`.
+"""
+
+from __future__ import annotations
+
+from rayalign.cli import lists, runs  # noqa: F401 - adds the commands
+from rayalign.cli.app import app
+from rayalign.cli.runs import SHORT_NAMES, load_example, run_example
+
+__all__ = ["SHORT_NAMES", "app", "load_example", "main", "run_example"]
+
+
+def main() -> None:
+    """Entry point of the `rayalign` command."""
+    app()

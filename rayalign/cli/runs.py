@@ -1,0 +1,140 @@
+"""`run`, `resume` and `report`, and what a tuned example ends with."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayalign.cli.app import Budget, Changes, Policy, RunDir, Seed, Staleness, app, plain_errors
+from rayalign.config import flatten
+from rayalign.errors import ConfigError
+
+SHORT_NAMES = {"budget": "loop.budget", "seed": "loop.seed", "max_staleness": "loop.max_staleness"}
+"""What `rayalign.run` takes as arguments of its own, and the settings that they are."""
+
+
+@app.command()
+@plain_errors
+def run(
+    what: Annotated[str, typer.Argument(metavar="FILE.py|AGENT", help="A tuned example, or a registered agent.")],
+    env: Annotated[str | None, typer.Option(help="Registered environment; `rayalign envs` lists them.")] = None,
+    policy: Policy = None,
+    budget: Budget = None,
+    seed: Seed = None,
+    max_staleness: Staleness = None,
+    run_dir: RunDir = None,
+    changes: Changes = None,
+) -> None:
+    """Spend a budget of labels: run a tuned example, or an agent in an environment."""
+    named = {"env": env, "policy": policy, "run_dir": run_dir, "budget": budget, "seed": seed}
+    base = load_example(what) if what.endswith(".py") else {"agent": what}
+    start(base, [*read_changes(changes), *_given(max_staleness=max_staleness, **named)])
+
+
+@app.command()
+@plain_errors
+def resume(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="Directory of the run.")],
+    budget: Annotated[int | None, typer.Option(help="A larger budget, to go on with a finished run.")] = None,
+    changes: Changes = None,
+) -> None:
+    """Go on with an interrupted run, or with a finished one that gets a larger budget."""
+    from rayalign.loop import resume as resume_run
+
+    resume_run(run_dir, **_merged({}, [*read_changes(changes), *_given(budget=budget)]))
+
+
+@app.command()
+@plain_errors
+def report(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR...", help="One run, or several to compare.")],
+    out: Annotated[str | None, typer.Option(help="Where to write the page. Default: beside the runs.")] = None,
+) -> None:
+    """Write plots and one self-contained HTML page about a run, or a comparison of several."""
+    from rayalign.report import write_report
+
+    typer.echo(str(write_report(run_dirs, out)))
+
+
+def run_example(config: Mapping[str, Any]) -> Any:
+    """Run a tuned example's `CONFIG` with what `sys.argv` adds, as `rayalign run FILE.py` would.
+
+    A tuned example ends with `if __name__ == "__main__": run_example(CONFIG)`, so that
+    `python tuned_examples/x.py --set agent.k=3` and `ray job submit` work. Returns the run's `Result`.
+    """
+    results: list[Any] = []
+    example = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+    @example.command(help=f"Run {config.get('agent', 'the example')} as set in this file.")
+    @plain_errors
+    def command(
+        env: Annotated[str | None, typer.Option(help="Another registered environment.")] = None,
+        policy: Policy = None,
+        budget: Budget = None,
+        seed: Seed = None,
+        max_staleness: Staleness = None,
+        run_dir: RunDir = None,
+        changes: Changes = None,
+    ) -> None:
+        named = {"env": env, "policy": policy, "run_dir": run_dir, "budget": budget, "seed": seed}
+        results.append(start(config, [*read_changes(changes), *_given(max_staleness=max_staleness, **named)]))
+
+    try:
+        example()
+    except SystemExit as done:
+        if done.code not in (0, None) or not results:
+            raise
+    return results[0]
+
+
+def start(base: Mapping[str, Any], changes: Sequence[tuple[str, Any]]) -> Any:
+    """Call `rayalign.loop.run` with the settings of `base` and then `changes`; the later of two wins."""
+    from rayalign.loop import run as run_loop
+
+    settings = _merged(base, changes)
+    if "agent" not in settings:
+        raise ConfigError("agent is not set; name a registered agent, e.g. `agent='sea'` in CONFIG.")
+    return run_loop(settings.pop("agent"), settings.pop("env", "rayalign/TinyWorld-v0"), **settings)
+
+
+def load_example(file: str) -> dict[str, Any]:
+    """The dict `CONFIG` of a Python file, which is executed for it."""
+    if not Path(file).is_file():
+        raise ConfigError(f"{file!r} is not a file. Name a tuned example, or an agent (`rayalign agents` lists them).")
+    config = runpy.run_path(file, run_name="rayalign_example").get("CONFIG")
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"{file!r} does not define CONFIG, a dict of settings such as dict(agent='sea', budget=2000)."
+        )
+    return dict(config)
+
+
+def read_changes(changes: Iterable[str] | None) -> list[tuple[str, str]]:
+    """`NAME=VALUE` texts as pairs.
+
+    >>> read_changes(["agent.beta=0.1", "policy=a=b"])
+    [('agent.beta', '0.1'), ('policy', 'a=b')]
+    """
+    pairs = []
+    for change in changes or ():
+        name, equals, value = change.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {change!r} must be NAME=VALUE, e.g. --set agent.beta=0.1.")
+        pairs.append((name.strip(), value))
+    return pairs
+
+
+def _merged(base: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Dotted names only, each once: `seed` and `loop.seed` are one setting, and the last word on it wins."""
+    settings: dict[str, Any] = {}
+    for name, value in [*flatten(base).items(), *changes]:
+        settings[SHORT_NAMES.get(name, name)] = value
+    return settings
+
+
+def _given(**options: Any) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in options.items() if value is not None]
