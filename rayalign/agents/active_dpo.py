@@ -32,7 +32,6 @@ import numpy as np
 from rayalign.agents.agent import AgentConfig, AgentContext
 from rayalign.agents.pair_pool import PairPool, PairPoolConfig, Pool
 from rayalign.agents.posteriors.gradient_features import NORMALIZE, greedy_batch, pair_features
-from rayalign.agents.scorer import Scorer
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.types import Candidate, Preference, Prompt
 
@@ -84,8 +83,6 @@ class ActiveDPO(PairPool):
     def setup(self, context: AgentContext) -> None:
         """One projection for the whole run."""
         super().setup(context)
-        assert context.scorer is not None
-        self.scorer: Scorer = context.scorer
         self.seed = context.seed
 
     def pick(self, pool: Pool, count: int, rng: np.random.Generator) -> list[tuple[int, Mapping[str, Any]]]:

@@ -33,11 +33,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayalign.agents.agent import Agent, AgentConfig, AgentContext, Choice, Proposal
+from rayalign.agents.agent import AgentContext, Choice, Proposal
 from rayalign.agents.borda import BordaConfig, value_gap, width_after
 from rayalign.agents.posteriors.ensemble import Standardizer, agreement
 from rayalign.agents.posteriors.features import FeatureConfig, Features
 from rayalign.agents.posteriors.kernel import KernelConfig, KernelRidge
+from rayalign.agents.prompt_pool import PromptPool, PromptPoolConfig
 from rayalign.errors import ConfigError, NonFiniteLossError, did_you_mean
 from rayalign.types import Candidate, LabelSource, Preference, Prompt
 
@@ -46,7 +47,7 @@ BATCH_RULES = ("believe", "top")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AEBordaConfig(AgentConfig):
+class AEBordaConfig(PromptPoolConfig):
     """Settings of `AEBorda`."""
 
     num_candidates: int = 10
@@ -73,12 +74,12 @@ class AEBordaConfig(AgentConfig):
                 hint = did_you_mean(getattr(self, name), known)
                 raise ConfigError(f"agent.{name}={getattr(self, name)!r} is unknown. {hint}")
         least = {"num_candidates": 2 if self.opponents == "policy" else 1, "calibration_responses": 2}
-        for name in ("num_candidates", "prompts_per_duel", "calibration_responses"):
+        for name in ("num_candidates", "calibration_responses"):
             if getattr(self, name) < least.get(name, 1):
                 raise ConfigError(f"agent.{name}={getattr(self, name)} must be at least {least.get(name, 1)}.")
 
 
-class AEBorda(Agent):
+class AEBorda(PromptPool):
     """Active exploration by kernel ridge regression on the contextual Borda function."""
 
     name = "ae_borda"
@@ -87,7 +88,7 @@ class AEBorda(Agent):
 
     def setup(self, context: AgentContext) -> None:
         """Load the backbone; nothing is known yet."""
-        self.batch_size = context.batch_size
+        super().setup(context)
         self.features = Features(self.config.features, context.policy, context.device)
         self.standardize = Standardizer(self.features.dim, self.config.calibration_responses)
         self.posterior = KernelRidge(self.config.kernel, self.features.dim)
@@ -99,7 +100,7 @@ class AEBorda(Agent):
 
     def prompts_per_batch(self, batch_size: int) -> int:
         """More contexts than duels, where contexts are chosen."""
-        return batch_size * (self.config.prompts_per_duel if self.config.borda.strategy == "ae" else 1)
+        return super().prompts_per_batch(batch_size) if self.config.borda.strategy == "ae" else batch_size
 
     def proposals(self) -> tuple[Proposal, ...]:
         """The actions, and the opponent where it is the reference's."""
@@ -208,8 +209,7 @@ class AEBorda(Agent):
         """Who may be drawn against `first`: every other sample, so that what is said often is met often."""
         n = self.config.num_candidates
         pool = range(n) if self.config.opponents == "policy" else range(n, len(group))
-        keep = self.config.pair_sampling == "keep"
-        return [i for i in pool if i != first and (keep or group[i].text != group[first].text)]
+        return [i for i in pool if i != first and self.may_duel(group[first], group[i])]
 
     def _points(self, raw_RD: torch.Tensor) -> np.ndarray:
         """Standardised features over sqrt(D), `R x D` float64: the posterior's points."""

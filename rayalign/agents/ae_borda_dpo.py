@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from rayalign.agents.agent import Agent, AgentConfig, AgentContext, Choice, Proposal
+from rayalign.agents.agent import Choice, Proposal
 from rayalign.agents.posteriors.dropout import DropoutConfig, confidence_bounds, top
-from rayalign.agents.scorer import Scorer
+from rayalign.agents.prompt_pool import PromptPool, PromptPoolConfig
 from rayalign.errors import ConfigError
 from rayalign.types import Candidate, Preference, Prompt
 
@@ -63,7 +63,7 @@ def value_gap(upper_M: np.ndarray, lower_M: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AEBordaDPOConfig(AgentConfig):
+class AEBordaDPOConfig(PromptPoolConfig):
     """Settings of `AEBordaDPO`."""
 
     num_candidates: int = 8
@@ -77,7 +77,7 @@ class AEBordaDPOConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_candidates", "num_opponents", "prompts_per_duel"):
+        for name in ("num_candidates", "num_opponents"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"agent.{name}={getattr(self, name)} must be at least 1.")
         if self.loss == "simpo":
@@ -87,26 +87,16 @@ class AEBordaDPOConfig(AgentConfig):
             )
 
 
-class AEBordaDPO(Agent):
+class AEBordaDPO(PromptPool):
     """Active exploration by the uncertainty of the Borda value function."""
 
     name = "ae_borda_dpo"
     Config = AEBordaDPOConfig
     config: Any
 
-    def setup(self, context: AgentContext) -> None:
-        """Keep the scorer, which has the policy and the reference."""
-        assert context.scorer is not None
-        self.scorer: Scorer = context.scorer
-        self.batch_size = context.batch_size
-
     def needs_scorer(self) -> bool:
         """For dropout log-probabilities, and for the reference's."""
         return True
-
-    def prompts_per_batch(self, batch_size: int) -> int:
-        """A large batch of contexts, of which `batch_size` are kept."""
-        return batch_size * self.config.prompts_per_duel
 
     def proposals(self) -> tuple[Proposal, ...]:
         """Samples of the policy, m of them, then N of the reference."""
@@ -122,7 +112,9 @@ class AEBordaDPO(Agent):
         picks: dict[int, tuple[int, list[int], float]] = {}
         for p, (lower_M, upper_M) in enumerate(self.borda_bounds(prompts, candidates, masks_seed)):
             first = int(np.argmax(upper_M))
-            opponents = [i for i in range(m, len(candidates[p])) if self._may_duel(candidates[p], first, i)]
+            opponents = [
+                i for i in range(m, len(candidates[p])) if self.may_duel(candidates[p][first], candidates[p][i])
+            ]
             if opponents:
                 alphas_P[p] = value_gap(upper_M, lower_M)
                 picks[p] = first, opponents, float(upper_M[first])
@@ -153,6 +145,3 @@ class AEBordaDPO(Agent):
             lower, upper = (bound - reference for bound in confidence_bounds(of_prompt, dropout.width))
             bounds.append((borda_bound(lower[:m], upper[m:], gamma), borda_bound(upper[:m], lower[m:], gamma)))
         return bounds
-
-    def _may_duel(self, group: Sequence[Candidate], first: int, second: int) -> bool:
-        return self.config.pair_sampling == "keep" or group[first].text != group[second].text

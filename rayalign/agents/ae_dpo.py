@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.agents.agent import Agent, AgentConfig, AgentContext, Choice, Proposal
+from rayalign.agents.agent import Choice, Proposal
 from rayalign.agents.posteriors.dropout import DropoutConfig, confidence_bounds, top
+from rayalign.agents.prompt_pool import PromptPool, PromptPoolConfig
 from rayalign.agents.scorer import DropoutMoments, Groups, Scorer
-from rayalign.errors import ConfigError
 from rayalign.types import Candidate, Preference, Prompt
 
 
@@ -47,7 +47,7 @@ def reward_gap(moments: DropoutMoments, reference_N: np.ndarray, width: float) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class AEDPOConfig(AgentConfig):
+class AEDPOConfig(PromptPoolConfig):
     """Settings of `AEDPO` and `USDPO`."""
 
     prompts_per_duel: int = 4
@@ -55,32 +55,17 @@ class AEDPOConfig(AgentConfig):
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     """The policy's uncertainty."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prompts_per_duel < 1:
-            raise ConfigError(f"agent.prompts_per_duel={self.prompts_per_duel} must be at least 1.")
 
-
-class AEDPO(Agent):
+class AEDPO(PromptPool):
     """Active exploration of given pairs by the uncertainty of the implicit reward."""
 
     name = "ae_dpo"
     Config = AEDPOConfig
     config: Any
 
-    def setup(self, context: AgentContext) -> None:
-        """Keep the scorer, which has the policy and the reference."""
-        assert context.scorer is not None
-        self.scorer: Scorer = context.scorer
-        self.batch_size = context.batch_size
-
     def needs_scorer(self) -> bool:
         """For dropout log-probabilities, and for the reference's."""
         return True
-
-    def prompts_per_batch(self, batch_size: int) -> int:
-        """A large batch of pairs, of which `batch_size` are kept."""
-        return batch_size * self.config.prompts_per_duel
 
     def proposals(self) -> tuple[Proposal, ...]:
         """Nothing is sampled."""
@@ -104,7 +89,7 @@ class AEDPO(Agent):
     def pair_scores(self, scorer: Scorer, prompts: Sequence[Prompt], groups: Groups, *, seed: int) -> np.ndarray:
         """Score of each prompt's pair, `P`; -inf where it must not be asked because both texts are the same."""
         scores_P = self._scores(scorer, prompts, groups, seed)
-        return np.where([self._may_duel(group) for group in groups], scores_P, -np.inf)
+        return np.where([self.may_duel(*pair) for pair in groups], scores_P, -np.inf)
 
     def _scores(self, scorer: Scorer, prompts: Sequence[Prompt], groups: Groups, seed: int) -> np.ndarray:
         """Eq. 33 of each prompt, `P`."""
@@ -116,6 +101,3 @@ class AEDPO(Agent):
     def _moments(self, scorer: Scorer, prompts: Sequence[Prompt], groups: Groups, seed: int) -> list[DropoutMoments]:
         dropout = self.config.dropout
         return scorer.dropout_logprobs(prompts, groups, rate=dropout.rate, masks=dropout.masks, seed=seed)
-
-    def _may_duel(self, pair: Sequence[Candidate]) -> bool:
-        return self.config.pair_sampling == "keep" or pair[0].text != pair[1].text

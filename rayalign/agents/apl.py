@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.agents.agent import Agent, AgentConfig, AgentContext, Choice, Proposal
-from rayalign.agents.scorer import Scorer
+from rayalign.agents.agent import Choice, Proposal
+from rayalign.agents.prompt_pool import PromptPool, PromptPoolConfig
 from rayalign.errors import ConfigError
 from rayalign.types import Candidate, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class APLConfig(AgentConfig):
+class APLConfig(PromptPoolConfig):
     """Settings of `APL`."""
 
     prompts_per_duel: int = 8
@@ -41,15 +41,13 @@ class APLConfig(AgentConfig):
         super().__post_init__()
         if self.loss == "simpo":
             raise ConfigError("agent.loss='simpo' has no reference, and APL's margins are DPO's; use dpo, ipo or slic.")
-        if self.prompts_per_duel < 1:
-            raise ConfigError(f"agent.prompts_per_duel={self.prompts_per_duel} must be at least 1.")
         if self.num_candidates < 2:
             raise ConfigError(
                 f"agent.num_candidates={self.num_candidates} must be at least 2: a duel needs two responses."
             )
 
 
-class APL(Agent):
+class APL(PromptPool):
     """Uncertain prompts, and of each the pair whose winner the policy is most certain of."""
 
     name = "apl"
@@ -59,16 +57,6 @@ class APL(Agent):
     def needs_scorer(self) -> bool:
         """Entropies and margins are the model's."""
         return True
-
-    def setup(self, context: AgentContext) -> None:
-        """Keep whom to ask."""
-        assert context.scorer is not None, "APL is set up with a scorer"
-        self.scorer: Scorer = context.scorer
-        self.batch_size = context.batch_size
-
-    def prompts_per_batch(self, batch_size: int) -> int:
-        """S."""
-        return batch_size * self.config.prompts_per_duel
 
     def proposals(self) -> tuple[Proposal, ...]:
         """N responses of the policy."""

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.agents.agent import Agent, AgentConfig, AgentContext, Choice, Proposal
+from rayalign.agents.agent import Choice, Proposal
+from rayalign.agents.prompt_pool import PromptPool, PromptPoolConfig
 from rayalign.errors import ConfigError
 from rayalign.types import Candidate, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairPoolConfig(AgentConfig):
+class PairPoolConfig(PromptPoolConfig):
     """Settings of every agent that chooses out of a pool of pairs."""
 
     num_candidates: int = 3
@@ -37,8 +38,6 @@ class PairPoolConfig(AgentConfig):
             raise ConfigError(
                 f"agent.num_candidates={self.num_candidates} must be at least 2: a duel needs two responses."
             )
-        if self.prompts_per_duel < 1:
-            raise ConfigError(f"agent.prompts_per_duel={self.prompts_per_duel} must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +54,11 @@ class Pool:
     """Each pair as the loop knows it."""
 
 
-class PairPool(Agent):
+class PairPool(PromptPool):
     """What the agents have in common; `pick` tells them apart."""
 
     Config = PairPoolConfig
     config: Any
-
-    def setup(self, context: AgentContext) -> None:
-        """Keep how many to pick."""
-        self.batch_size = context.batch_size
-
-    def prompts_per_batch(self, batch_size: int) -> int:
-        """Prompts whose pairs make the pool."""
-        return batch_size * self.config.prompts_per_duel
 
     def proposals(self) -> tuple[Proposal, ...]:
         """Responses of the policy, n a prompt."""
