@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,8 +36,9 @@ from rayalign.agents import agent_class, make_agent
 from rayalign.agents.agent import Agent
 from rayalign.collector_client import CollectorClient
 from rayalign.env import make_world
+from rayalign.env.labels import Oracle
 from rayalign.env.world import World
-from rayalign.errors import ConfigError, WaitError
+from rayalign.errors import ConfigError, WaitError, did_you_mean
 from rayalign.heldout import against
 from rayalign.learner.train import LearnerSetup, make_trainer
 from rayalign.learner.train import validate as validate_learner
@@ -53,8 +54,7 @@ from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
-from rayalign.serve.labelling.config import PATIENCE
-from rayalign.serve.labelling.oracle import how_to_log_in
+from rayalign.serve.kinds import ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
 
 CUSTOM_INPUTS = "inputs.pkl"
@@ -83,6 +83,9 @@ class _Plan:
     set_by_user: frozenset[str] = field(default_factory=frozenset)
 
 
+_Asked = tuple[OracleConfig, Callable[[], Oracle]]
+
+
 def run(
     agent: str | Agent,
     env: str | gymnasium.Env = "rayalign/TinyWorld-v0",
@@ -105,7 +108,8 @@ def run(
         seed: of everything random; with `max_staleness=0` on CPU the same seed writes the same ledger.
         max_staleness: batches that generation may run ahead of learning; 0 is the synchronous loop.
         run_dir: where the run is kept; default: a new folder under `runs/`.
-        oracle: a function of yours (see `rayalign.serve.oracles`), or None for the `oracle.*` settings.
+        oracle: a function of yours (see `rayalign.serve.oracles`), a kind of oracle by name (`"human"`), or None for
+            the `oracle.*` settings.
         **overrides: settings by section (`learner={"learning_rate": 1e-4}`) or by dotted name
             (`**{"learner.learning_rate": 1e-4}`); `rayalign settings` lists them.
 
@@ -125,12 +129,12 @@ def run(
             f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
             "choose another run_dir."
         )
-    _validate(plan_.config, plan_.world)
+    _validate(plan_)
     folder.mkdir(parents=True, exist_ok=True)
     custom = {
         "world": None if isinstance(env, str) else plan_.world,
         "agent": None if isinstance(agent, str) else plan_.agent,
-        "oracle": oracle,
+        "oracle": plan_.oracle,
     }
     if any(value is not None for value in custom.values()):
         (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
@@ -172,8 +176,9 @@ def resume(run_dir: str | Path, **overrides: Any) -> Result:
     (folder / "config.yaml").write_text(settings.to_yaml(config))
     world = custom.get("world") or make_world(config.env, **config.env_kwargs)
     agent = type(agent)(config.agent)
-    _validate(config, world)
-    return _execute(_Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle")))
+    plan_ = _Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle"))
+    _validate(plan_)
+    return _execute(plan_)
 
 
 # ==== before anything is started ===============================================================================
@@ -198,8 +203,8 @@ def _prepare(
     )
     known = {setting.name for setting in settings.describe(config)}
     config = settings.apply(config, {k: v for k, v in world.defaults().items() if k in known})
-    if given.get("oracle.kind") == "human":
-        config = settings.apply(config, PATIENCE)
+    given, oracle = _named_oracle(given, oracle)
+    config = settings.apply(config, oracle_kind(given.get("oracle.kind", config.oracle.kind)).defaults)
     config = settings.apply(config, given)
     policy = str(policy or config.policy or world.default_policy() or "")
     if not policy:
@@ -212,8 +217,45 @@ def _prepare(
     return _Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
 
-def _validate(config: RunConfig, world: World) -> None:
+def _named_oracle(given: dict[str, Any], oracle: Any) -> tuple[dict[str, Any], Any]:
+    """`oracle="human"` is `oracle.kind=human`, and `oracle="package.module:function"` a function, by their settings."""
+    if not isinstance(oracle, str):
+        return given, oracle
+    if oracle in ORACLES:
+        named = {"oracle.kind": oracle}
+    elif ":" in oracle:
+        named = {"oracle.kind": "function", "oracle.target": oracle}
+    else:
+        raise ConfigError(
+            f"oracle={oracle!r} is neither a kind of oracle nor 'package.module:function'. "
+            f"{did_you_mean(oracle, ORACLES)}"
+        )
+    for name, value in named.items():
+        if given.get(name, value) != value:
+            raise ConfigError(f"oracle={oracle!r} says {name}={value}, but {name}={given[name]} is set: choose one.")
+    return given | named, None
+
+
+def _oracles(plan_: _Plan, config: RunConfig) -> tuple[_Asked, _Asked | None]:
+    """Who labels, and who judges the evaluation if it is somebody else: config, and what makes it in a replica."""
+    asked = _complete(config.oracle, Path(config.run_dir))
+    labels = asked, oracle_factory(asked, plan_.world, plan_.oracle)
+    if config.evaluation.oracle is None:
+        return labels, None
+    judge = _complete(config.evaluation.oracle, Path(config.run_dir) / "evaluation")
+    if oracle_kind(judge.kind).http(judge) is not None:
+        raise ConfigError(f"evaluation.oracle.kind={judge.kind!r} needs a page of its own, which evaluation has not.")
+    return labels, (judge, oracle_factory(judge, plan_.world))
+
+
+def _complete(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
+    return oracle_kind(oracle.kind).complete(oracle, run_dir)
+
+
+def _validate(plan_: _Plan) -> None:
     """Everything that can be known to be wrong before Ray is started and a label bought."""
+    config, world = plan_.config, plan_.world
+    _oracles(plan_, config)
     validate_learner(config.learner, config.policy)
     validate_logging(config.logging)
     encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
@@ -236,17 +278,12 @@ def _execute(plan_: _Plan) -> Result:
         config = plan(plan_.config, plan_.agent, ray.cluster_resources(), plan_.set_by_user)
         for app in apps:
             stack.callback(stop_oracle, app, stop_serve=not own_cluster)  # our own cluster takes Serve with it
-        asked = _with_queue(config.oracle, folder)
-        factory = oracle_factory(asked, plan_.world, plan_.oracle)
-        oracle = start_oracle(asked, factory, name=apps[0], journal_dir=folder / "oracle")
-        if asked.kind == "human":
-            print(how_to_log_in(asked), file=sys.stderr, flush=True)
-        judge = oracle
-        if config.evaluation.oracle is not None:
-            factory = oracle_factory(config.evaluation.oracle, plan_.world)
-            judge = start_oracle(
-                config.evaluation.oracle, factory, name=apps[1], journal_dir=folder / "oracle-evaluation"
-            )
+        asked, judging = _oracles(plan_, config)
+        oracle = judge = start_oracle(*asked, name=apps[0], journal_dir=folder / "oracle")
+        if notice := oracle_kind(asked[0].kind).notice(asked[0]):
+            print(notice, file=sys.stderr, flush=True)
+        if judging is not None:
+            judge = start_oracle(*judging, name=apps[1], journal_dir=folder / "oracle-evaluation")
         collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
         stack.callback(collector.close)
         setup = LearnerSetup(
@@ -264,16 +301,6 @@ def _execute(plan_: _Plan) -> Result:
         result = _finish(config, status)
         progress.summary(result)
         return result
-
-
-def _with_queue(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
-    """`oracle`; people's files named as its replica finds them, their queue in the run directory by default."""
-    if oracle.kind != "human":
-        return oracle
-    human = replace(oracle.human, folder=oracle.human.folder or str(run_dir / "labelling"))
-    names = ("folder", "tokens_file", "guidelines_file")
-    paths: dict[str, Any] = {name: str(Path(value).absolute()) for name in names if (value := getattr(human, name))}
-    return replace(oracle, human=replace(human, **paths))
 
 
 def _takes_adapters(config: RunConfig) -> bool:

@@ -19,6 +19,7 @@ from rayalign import errors
 from rayalign.env.labels import Oracle
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.kinds import Address, oracle_kind
 from rayalign.serve.wire import DuelColumns
 from rayalign.types import Duel, Verdict
 
@@ -176,19 +177,17 @@ def start_oracle(
     _check_fits(config, ray.cluster_resources())
     if journal_dir is not None:
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
-    # The loop talks through handles. Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
     quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
-    if config.kind == "human":
-        from rayalign.serve.labelling.deployment import start_serve
-
-        start_serve(config.human, controller_options=quiet)
-    else:
+    address = oracle_kind(config.kind).http(config)
+    if address is None:  # without proxies Serve opens no HTTP port, so that clusters don't collide on 8000
         serve.start(proxy_location="Disabled", controller_options=quiet)
+    else:
+        _start_with_http(address, controller_options=quiet)
     if name in serve.status().applications:
         serve.delete(name)
     app = build_app(config, factory, journal_dir)
-    target = serve.RunTarget(app, name=name, route_prefix="/" if config.kind == "human" else None)
+    target = serve.RunTarget(app, name=name, route_prefix=None if address is None else "/")
     try:
         handle = serve.run_many([target], wait_for_applications_running=False)[0]
         deadline = time.monotonic() + config.start_timeout_s
@@ -214,6 +213,25 @@ def stop_oracle(name: str, *, stop_serve: bool = True) -> None:
         serve.delete(name)
     if stop_serve and not serve.status().applications:
         serve.shutdown()
+
+
+def _start_with_http(address: Address, **options: Any) -> None:
+    """Start Serve with its HTTP proxy at `address`. Raises `OracleError` if it runs elsewhere."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    host, port, section = address
+    try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, **options)
+        found = serve.context._get_global_client().http_config
+    except RayServeException as error:
+        raise OracleError(f"the oracle can't be served at {host}:{port} ({section}): {error}") from error
+    if (found.host, found.port) != (host, port) or not serve.status().proxies:
+        raise OracleError(
+            f"Ray Serve runs on this cluster already, and not with HTTP at {host}:{port} ({section}.host and "
+            f"{section}.port). Its address can't be changed while it runs: stop it (`serve shutdown`), or use another "
+            "cluster."
+        )
 
 
 def _check_fits(config: OracleConfig, cluster: dict[str, float]) -> None:

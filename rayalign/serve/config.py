@@ -16,7 +16,8 @@ class OracleConfig:
 
     kind: str = "world"
     """`world` (the environment's own hidden reward), `function` (yours), `reward_model` (Hugging Face), `judge` (a
-    language model behind an OpenAI-compatible endpoint) or `human` (people, on a page)."""
+    language model behind an OpenAI-compatible endpoint), `human` (people, on a page), or the import path
+    `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
     target: str = ""
     """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; judge: the model's
     name at its endpoint; else unused."""
@@ -96,11 +97,6 @@ class OracleConfig:
             raise ConfigError(
                 f"oracle.max_replicas={self.max_replicas} is below oracle.num_replicas={self.num_replicas}; "
                 "raise it, or set it to 0 for a fixed number of replicas."
-            )
-        if self.kind == "human" and self.most_replicas > 1:
-            raise ConfigError(
-                f"oracle.kind='human' has one queue, hence one replica; oracle.num_replicas={self.num_replicas} and "
-                f"oracle.max_replicas={self.max_replicas} ask for more."
             )
 
     @property

@@ -27,6 +27,7 @@ from rayalign.env.labels import Oracle
 from rayalign.errors import OracleError, RayalignError
 from rayalign.purchase import AnswerJournal
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.kinds import import_attribute, oracle_kind
 from rayalign.serve.wire import DuelColumns, VerdictColumns
 from rayalign.types import Duel, Verdict
 
@@ -175,11 +176,8 @@ def build_app(
                 "downscale_delay_s": 60.0,
             }
         }
-    kind: Any = OracleDeployment
-    if config.kind == "human":
-        from rayalign.serve.labelling.deployment import LabellingDeployment as kind
     deployment = serve.deployment(
-        kind,
+        import_attribute(oracle_kind(config.kind).deployment, f"the deployment of oracle.kind={config.kind}"),
         name="oracle",
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
         max_ongoing_requests=CALLS_AT_ONCE,

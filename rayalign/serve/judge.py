@@ -22,12 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from rayalign.env.labels import Oracle
+from rayalign.env.world import World
 from rayalign.errors import OracleError
 from rayalign.serve.call_book import Answer, CallBook, Question
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.endpoint import Endpoint, Reply, Trouble
 from rayalign.serve.judge_config import JudgeConfig
 from rayalign.serve.judge_prompts import ANSWERS, TEMPLATES, Reading, question, read_logprobs, read_text
+from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.types import Duel, Verdict
 
 
@@ -201,3 +204,10 @@ class _Pace:
             self._next = max(now, self._next + self._distance)
             pause = self._next - now
         stop.wait(pause)
+
+
+def _make(config: OracleConfig, world: World | None) -> Oracle:
+    return JudgeOracle(config)
+
+
+JUDGE = OracleKind(make=_make, check=check_target)

@@ -1,16 +1,14 @@
-"""Oracles without Ray: whoever can say which of two responses is better. To add a kind, write its line in `ORACLES`.
+"""Oracles without Ray: whoever can say which of two responses is better. `kinds.py` has the list of them.
 
     oracle_factory(config, world) -> a picklable function -> called once in each replica -> Oracle
 
-`FunctionOracle` is here, the reward model in `reward_model.py`, the language model that judges in `judge.py`, people
-in `labelling/`, the world's own truth in `rayalign.env.truth`.
+`FunctionOracle` is here, the world's own truth in `rayalign.env.truth`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import inspect
 import math
 import threading
@@ -19,8 +17,9 @@ from typing import Any
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
-from rayalign.errors import ConfigError, OracleError, did_you_mean
+from rayalign.errors import ConfigError, OracleError
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.kinds import OracleKind, check_target, import_attribute, oracle_kind
 from rayalign.types import Duel, Verdict
 
 ASYNC_CALLS_AT_ONCE = 64
@@ -172,62 +171,35 @@ def _name_of(function: Any) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def import_attribute(path: str, setting: str) -> Any:
-    """What `package.module:attribute` names. Raises `ConfigError` that names `setting`."""
-    module, _, attribute = path.partition(":")
-    if not module or not attribute:
-        raise ConfigError(f"{setting}={path!r} must be an import path like 'package.module:attribute'.")
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{setting}={path!r} can't be imported: {error}.") from error
-
-
 # -- kinds ----------------------------------------------------------------------------------------------------------
-def _world(config: OracleConfig, world: World | None) -> Oracle:
+def _make_world(config: OracleConfig, world: World | None) -> Oracle:
     from rayalign.env.truth import TruthOracle
 
+    assert world is not None, "checked before"
+    return TruthOracle(world, price=config.price)
+
+
+def _check_world(config: OracleConfig, world: World | None) -> None:
     if world is None or not world.has_truth:
         name = world.id or type(world).__name__ if world is not None else "no world"
         raise ConfigError(
             f"oracle.kind='world' asks the environment for its hidden reward, but {name} has none; "
             "set oracle.kind=reward_model with oracle.target, or give a function: run(..., oracle=function)."
         )
-    return TruthOracle(world, price=config.price)
 
 
-def _function(config: OracleConfig, world: World | None) -> Oracle:
-    return FunctionOracle(
-        config.target, returns=config.returns, batched=config.batched, scale=config.scale, price=config.price
-    )
+def _make_function(config: OracleConfig, world: World | None) -> Oracle:
+    return _of_function(config.target, config)
 
 
-def _reward_model(config: OracleConfig, world: World | None) -> Oracle:
-    from rayalign.serve.reward_model import RewardModelOracle
-
-    return RewardModelOracle(config)
-
-
-def _judge(config: OracleConfig, world: World | None) -> Oracle:
-    from rayalign.serve.judge import JudgeOracle
-
-    return JudgeOracle(config)
+def _check_function(config: OracleConfig, world: World | None) -> None:
+    check_target(config)
+    if ":" not in config.target:
+        raise ConfigError(f"oracle.target={config.target!r} must be an import path like 'package.module:attribute'.")
 
 
-def _human(config: OracleConfig, world: World | None) -> Oracle:
-    from rayalign.serve.labelling.oracle import HumanOracle
-
-    return HumanOracle(config)
-
-
-ORACLES: dict[str, Callable[[OracleConfig, World | None], Oracle]] = {
-    "world": _world,
-    "function": _function,
-    "reward_model": _reward_model,
-    "judge": _judge,
-    "human": _human,
-}
-"""Kind -> what makes the oracle, called inside each replica."""
+WORLD = OracleKind(make=_make_world, check=_check_world)
+FUNCTION = OracleKind(make=_make_function, check=_check_function)
 
 
 def oracle_factory(
@@ -235,43 +207,24 @@ def oracle_factory(
 ) -> Callable[[], Oracle]:
     """A picklable function that makes the oracle in the process where it is called.
 
-    `custom` is an `Oracle`, or a function (see `FunctionOracle`), and overrules `config.kind`. Raises `ConfigError`
-    for what can be seen to be wrong without loading anything.
+    `custom` is an `Oracle`, or a function (see `FunctionOracle`), and stands in for the kinds `world` and `function`.
+    Raises `ConfigError` for what can be seen to be wrong without loading anything.
     """
-    if custom is not None:
-        if config.kind == "human":
-            raise ConfigError("oracle.kind='human' asks people, but an oracle was given by hand, too: choose one.")
-        if hasattr(custom, "judge") and hasattr(custom, "id"):
-            return functools.partial(_same, custom)
-        return functools.partial(
-            FunctionOracle,
-            custom,
-            returns=config.returns,
-            batched=config.batched,
-            scale=config.scale,
-            price=config.price,
-        )
-    if config.kind not in ORACLES:
-        raise ConfigError(f"oracle.kind={config.kind!r} is unknown. {did_you_mean(config.kind, ORACLES)}")
-    if config.kind == "world":
-        _world(config, world)
-    elif config.kind == "human":
-        _check_human(config)
-    elif not config.target:
-        raise ConfigError(f"oracle.kind={config.kind!r} needs oracle.target: an import path, model or directory.")
-    elif config.kind == "function" and ":" not in config.target:
-        raise ConfigError(f"oracle.target={config.target!r} must be an import path like 'package.module:attribute'.")
-    return functools.partial(ORACLES[config.kind], config, world)
+    if custom is None:
+        kind = oracle_kind(config.kind)
+        kind.check(config, world)
+        return functools.partial(kind.make, config, world)
+    if config.kind not in ("world", "function"):
+        raise ConfigError(f"oracle.kind={config.kind!r} is set, and an oracle was given by hand, too: choose one.")
+    if hasattr(custom, "judge") and hasattr(custom, "id"):
+        return functools.partial(_same, custom)
+    return functools.partial(_of_function, custom, config)
 
 
-def _check_human(config: OracleConfig) -> None:
-    if config.labels == "bernoulli":
-        raise ConfigError(
-            "oracle.kind='human' with oracle.labels='bernoulli' would flip a coin for every tie that people see; set "
-            "oracle.labels=deterministic."
-        )
-    if not config.human.folder:
-        raise ConfigError("oracle.kind='human' needs oracle.human.folder, where the queue is kept.")
+def _of_function(function: Callable[..., Any] | str, config: OracleConfig) -> Oracle:
+    return FunctionOracle(
+        function, returns=config.returns, batched=config.batched, scale=config.scale, price=config.price
+    )
 
 
 def _same(oracle: Oracle) -> Oracle:

@@ -22,9 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayalign.env.labels import Oracle
+from rayalign.env.world import World
 from rayalign.errors import ConfigError, DataError, OracleError
 from rayalign.rollout.weights import checksum
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.oracles import sigmoid
 from rayalign.types import Duel, Prompt, Verdict
 
@@ -302,3 +305,10 @@ def _version(model: Any) -> str:
     commit = getattr(model.config, "_commit_hash", None)
     name, parameter = list(model.named_parameters())[-1]
     return commit[:12] if commit else checksum({name: parameter})[:12]
+
+
+def _make(config: OracleConfig, world: World | None) -> Oracle:
+    return RewardModelOracle(config)
+
+
+REWARD_MODEL = OracleKind(make=_make, check=check_target)

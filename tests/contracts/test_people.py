@@ -9,6 +9,7 @@ import httpx
 import pytest
 from whole_runs import contents
 
+import rayalign
 from rayalign.errors import ConfigError
 from rayalign.ledger import Ledger
 from rayalign.serve.config import OracleConfig
@@ -62,7 +63,7 @@ def test_labels_charged_are_rows_of_the_ledger_are_duels_that_two_people_voted_o
     (tmp_path / "tokens").write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()))
     people = [Annotator(name, port) for name in TOKENS]
     settings = {
-        "oracle.kind": "human",
+        "oracle": "human",
         "oracle.human.port": port,
         "oracle.human.tokens_file": str(tmp_path / "tokens"),
         "oracle.human.annotators_per_duel": 2,
@@ -101,12 +102,20 @@ def test_labels_charged_are_rows_of_the_ledger_are_duels_that_two_people_voted_o
     queue.close()
 
 
-def test_settings_that_would_flip_coins_or_split_the_queue_are_refused():
+def test_settings_that_would_flip_coins_or_split_the_queue_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"would flip a coin for every tie"):
         oracle_factory(OracleConfig(kind="human"))
     with pytest.raises(ConfigError, match=r"needs oracle\.human\.folder"):
         oracle_factory(OracleConfig(kind="human", labels="deterministic"))
     with pytest.raises(ConfigError, match=r"choose one"):
         oracle_factory(OracleConfig(kind="human"), custom=len)
+    with pytest.raises(ConfigError, match=r"evaluation\.oracle\.kind='human' needs a page of its own"):
+        rayalign.run(
+            "passive",
+            "rayalign/Tabular-v0",
+            run_dir=tmp_path / "run",
+            **{"evaluation.oracle": OracleConfig(kind="human", labels="deterministic")},
+        )
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"one replica"):
-        OracleConfig(kind="human", num_replicas=2)
+        oracle_factory(OracleConfig(kind="human", labels="deterministic", num_replicas=2))

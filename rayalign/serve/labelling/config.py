@@ -1,21 +1,12 @@
-"""Settings of the labelling page, and what a run that waits for people needs to be patient."""
+"""Settings of the labelling page."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from rayalign.errors import ConfigError
-
-WEEK_S = 7 * 24 * 3600.0
-
-PATIENCE = {
-    "oracle.labels": "deterministic",
-    "oracle.request_timeout_s": WEEK_S,
-    "learner.batch_timeout_s": WEEK_S,
-    "loop.gate_timeout_s": WEEK_S,
-}
-"""Defaults of a run with `oracle.kind=human`: a tie stays a tie, and nobody gives up on people within a week."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +50,11 @@ class HumanConfig:
                 f"oracle.human.annotators_per_duel={self.annotators_per_duel} needs as many annotators, and "
                 "oracle.human.tokens_file, which names them, is not set."
             )
+
+
+def tokens_path(human: HumanConfig) -> Path:
+    """The file that has the annotators' tokens."""
+    return Path(human.tokens_file or Path(human.folder) / "tokens")
 
 
 def is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rayalign.errors import ConfigError, WaitError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.labelling.app import DEFAULT_GUIDELINES
+from rayalign.serve.labelling.config import tokens_path
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.tokens import Tokens
 from rayalign.types import Duel, Verdict
@@ -29,7 +30,7 @@ class HumanOracle:
     def __init__(self, config: OracleConfig) -> None:
         human = config.human
         self.timeout_s, self.folder = config.request_timeout_s, Path(human.folder)
-        self.tokens = Tokens.read(human.tokens_file) if human.tokens_file else Tokens.read_or_make(tokens_path(config))
+        self.tokens = Tokens.read(human.tokens_file) if human.tokens_file else Tokens.read_or_make(tokens_path(human))
         if human.annotators_per_duel > len(self.tokens.names):
             raise ConfigError(
                 f"oracle.human.annotators_per_duel={human.annotators_per_duel}, but oracle.human.tokens_file="
@@ -71,17 +72,6 @@ class HumanOracle:
         new = self.folder / "summary.json.new"
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         os.replace(new, self.folder / "summary.json")
-
-
-def tokens_path(config: OracleConfig) -> Path:
-    """The file that has the annotators' tokens."""
-    return Path(config.human.tokens_file or Path(config.human.folder) / "tokens")
-
-
-def how_to_log_in(config: OracleConfig) -> str:
-    """What to tell whoever started the run; names the file of the tokens, never a token."""
-    host = f"[{config.human.host}]" if ":" in config.human.host else config.human.host
-    return f"Labelling page: http://{host}:{config.human.port}/ - log in with a token from {tokens_path(config)}"
 
 
 def _guidelines(path: str) -> str:
