@@ -48,6 +48,26 @@ def test_batched_features_equal_one_forward_a_response(policy, box, how, shares_
     assert torch.allclose(got, plain_features(policy, prompts, responses, how), atol=2e-5)
 
 
+def test_the_first_layers_alone_give_what_the_whole_model_holds_there(policy, box):
+    from transformers import AutoModel
+
+    prompts, responses = responses_to(box, [box.prompt(0, 3), box.prompt(1, 19)])
+    got = Features(FeatureConfig(layers=1, pooling="mean"), policy)(prompts, responses)
+    model = AutoModel.from_pretrained(policy).eval()
+    for row, prompt, response in zip(got, prompts, responses, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt.token_ids, *response.token_ids]])
+            inside = model(input_ids=ids, output_hidden_states=True).hidden_states
+            own = model.norm(inside[1])[0, len(prompt.token_ids) :]
+        assert torch.allclose(row, own.mean(0), atol=2e-5)
+    assert not torch.allclose(got, Features(FeatureConfig(pooling="mean"), policy)(prompts, responses), atol=1e-2)
+
+
+def test_more_layers_than_the_backbone_has_is_an_error_that_says_how_many_there_are(policy):
+    with pytest.raises(ConfigError, match=r"agent.features.layers=9, but the backbone 'policy' has \d"):
+        Features(FeatureConfig(layers=9), policy)
+
+
 def test_features_of_a_response_are_the_same_bits_whatever_it_is_computed_with(policy, box):
     prompts, responses = responses_to(box, [box.prompt(i, 3 + 5 * i) for i in range(4)])
     together = Features(FeatureConfig(), policy)(prompts, responses)

@@ -35,6 +35,9 @@ class FeatureConfig:
 
     backbone: str = "policy"
     """`policy` is the frozen initial policy; else a Hugging Face directory or id of an encoder or a decoder."""
+    layers: int = 0
+    """Use the first so many layers of the backbone and leave out the rest, which saves their share of the time; 0 uses
+    all."""
     pooling: str = "sum"
     """How the last hidden states of the response's tokens become one vector: sum, mean, last, or (encoders) cls."""
     dtype: str = "float32"
@@ -50,6 +53,8 @@ class FeatureConfig:
             raise ConfigError(f"agent.features.pooling={self.pooling!r} is unknown. {hint}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"agent.features.dtype={self.dtype!r} must be 'float32' or 'bfloat16'.")
+        if self.layers < 0:
+            raise ConfigError(f"agent.features.layers={self.layers} must not be negative; 0 uses all layers.")
         if self.max_batch_tokens < 1:
             raise ConfigError(f"agent.features.max_batch_tokens={self.max_batch_tokens} must be at least 1.")
         if self.cache_responses < 0:
@@ -277,10 +282,13 @@ def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder
     where = str(policy) if config.backbone == "policy" else config.backbone
     try:
         described = AutoConfig.from_pretrained(where)
-        with _quiet():  # that the head is left out is no news
-            model = AutoModel.from_pretrained(where, dtype=getattr(torch, config.dtype))
+        shortened = _first_layers(described, config)
+        with _quiet():  # that the head and the upper layers are left out is no news
+            model = AutoModel.from_pretrained(where, config=shortened, dtype=getattr(torch, config.dtype))
         if config.backbone != "policy":
             tokenizer = AutoTokenizer.from_pretrained(where)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(
             f"agent.features.backbone={config.backbone!r} can't be loaded from {where!r}: {error} "
@@ -292,6 +300,22 @@ def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder
         return _Encoder(model, AutoTokenizer.from_pretrained(where), config)
     same = config.backbone == "policy" or tokenizer.get_vocab() == AutoTokenizer.from_pretrained(policy).get_vocab()
     return _Decoder(model, None if same else tokenizer, config)
+
+
+def _first_layers(described: Any, config: FeatureConfig) -> Any:
+    """The backbone's own config, with `config.layers` layers if it says so."""
+    if not config.layers:
+        return described
+    text = described.get_text_config()
+    if config.layers > text.num_hidden_layers:
+        raise ConfigError(
+            f"agent.features.layers={config.layers}, but the backbone {config.backbone!r} has {text.num_hidden_layers}. "
+            "Ask for fewer; 0 uses all."
+        )
+    text.num_hidden_layers = config.layers
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[: config.layers]
+    return described
 
 
 @contextmanager
