@@ -309,8 +309,8 @@ def _first_layers(described: Any, config: FeatureConfig) -> Any:
     text = described.get_text_config()
     if config.layers > text.num_hidden_layers:
         raise ConfigError(
-            f"agent.features.layers={config.layers}, but the backbone {config.backbone!r} has {text.num_hidden_layers}. "
-            "Ask for fewer; 0 uses all."
+            f"agent.features.layers={config.layers}, but the backbone {config.backbone!r} has {text.num_hidden_layers}"
+            ". Ask for fewer; 0 uses all."
         )
     text.num_hidden_layers = config.layers
     if getattr(text, "layer_types", None) is not None:
