@@ -53,7 +53,7 @@ def test_a_label_is_charged_recorded_and_answered_once(ledger):
     purchaser.commit(0, duels)
     preferences = purchaser.label(duels)
     assert preferences == [Preference(duel=d, label=1.0, probability=0.75) for d in duels]
-    assert ledger.spent == oracle.answered == len(ledger.batch(0)) == 2
+    assert ledger.spent == oracle.answered == len(ledger.stream_batch(0)) == 2
     assert ledger.price == 1.0 and purchaser.remaining == 8
 
 
@@ -81,7 +81,7 @@ def test_budget_is_refused_before_the_oracle_is_asked(ledger):
     purchaser.commit(0, [duel("a"), duel("b")])
     with pytest.raises(BudgetError, match=r"only 1 are left.*0 spent, 2 on order"):
         purchaser.commit(1, [duel("c", 1), duel("d", 1)])
-    assert oracle.asked == [] and ledger.num_batches == 1
+    assert oracle.asked == [] and ledger.num_collected == 1
     purchaser.label([duel("a"), duel("b")])
     purchaser.commit(1, [duel("c", 1)])
     purchaser.label([duel("c", 1)])
@@ -96,7 +96,7 @@ def test_synthetic_pairs_cost_nothing_and_never_reach_the_oracle(ledger):
     synthetic = [Preference(duel=duel(str(i)), label=0.0, source=LabelSource.SYNTHETIC) for i in range(5)]
     purchaser.commit(0, [duel("a")], synthetic)
     purchaser.label([duel("a")])
-    assert oracle.asked == ["a"] and ledger.spent == 1 and len(ledger.batch(0)) == 6
+    assert oracle.asked == ["a"] and ledger.spent == 1 and len(ledger.stream_batch(0)) == 6
     purchaser.commit(
         1, [], [Preference(duel=duel("t", 1), label=1.0, source=LabelSource.SYNTHETIC)]
     )  # nothing left, still fine
@@ -249,7 +249,7 @@ def test_a_crash_at_any_moment_does_not_buy_twice(tmp_path, moment):
         purchaser = Purchaser(ledger, oracle, mode="bernoulli", seed=1, budget=4)
         assert purchaser.recover() == (0 if moment == "after" else 2)
         assert ledger.spent == oracle.num_bought() == 2 and ledger.price == 2.0
-        assert [p.label for p in ledger.batch(0)] == [draw_label(0.5, n, "bernoulli", 1) for n in "ab"]
+        assert [p.label for p in ledger.stream_batch(0)] == [draw_label(0.5, n, "bernoulli", 1) for n in "ab"]
         assert purchaser.remaining == 2
 
 
