@@ -67,7 +67,7 @@ def test_what_is_committed_and_answered_is_read_back_exactly(path):
         a, s = ledger.stream_batch(0)
         assert a == Preference(duel=duel("a"), label=1.0, probability=0.75)
         assert s == Preference(duel=duel("s"), label=0.0, source=LabelSource.SYNTHETIC)
-        with pytest.raises(LedgerError, match="no stream batch 1 in .*: 1 are closed"):
+        with pytest.raises(LedgerError, match=r"no stream batch 1 in .*: 1 are closed"):
             ledger.stream_batch(1)
         assert ledger.outstanding() == [duel("d", 1, 1)]
         assert [p.duel.id for p in ledger.preferences()] == ["a", "s", "c"]

@@ -43,16 +43,18 @@ def judge_late(oracle: LateOracle, duels: Sequence[Duel], timeout_s: float) -> l
     """
     deadline = time.monotonic() + timeout_s
     verdicts: dict[str, Verdict] = {}
-    while missing := {duel.id: duel for duel in duels if duel.id not in verdicts}:
-        new = oracle.poll(list(missing.values()))
-        verdicts |= {verdict.duel_id: verdict for verdict in new}
-        if len(new) < len(missing):
-            if time.monotonic() > deadline:
-                raise WaitError(
-                    f"waited {timeout_s:g} s (oracle.request_timeout_s) for the oracle {oracle.id} to judge "
-                    f"{len(missing) - len(new)} of {len(duels)} duels, {next(iter(missing))} among them. They stay "
-                    "with it, and answers are kept: ask again to wait on."
-                )
+    waiting = {duel.id: duel for duel in duels}
+    while waiting:
+        for verdict in oracle.poll(list(waiting.values())):
+            verdicts[verdict.duel_id] = verdict
+            del waiting[verdict.duel_id]
+        if waiting and time.monotonic() > deadline:
+            raise WaitError(
+                f"waited {timeout_s:g} s (oracle.request_timeout_s) for the oracle {oracle.id} to judge {len(waiting)} "
+                f"of {len(duels)} duels, {next(iter(waiting))} among them. They stay with it, and answers are kept: "
+                "ask again to wait on."
+            )
+        if waiting:
             time.sleep(LATE_POLL_S)
     return [verdicts[duel.id] for duel in duels]
 
