@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, float]:
     ledger = Ledger(path)
     folded, folded_cpu = time.perf_counter(), time.process_time()
     peak_folded = peak_mib()
-    last = ledger.batch(ledger.num_batches - 1)
+    last = ledger.stream_batch(ledger.num_streamed - 1)
     one_batch = time.perf_counter()
     rows = sum(len(labels) for _, labels, _, _ in ledger.labelled_rows())
     walked = time.perf_counter()

@@ -114,7 +114,7 @@ def bare(run_dir: Path, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     path = str(resolve_policy(POLICY))
     ledger = Ledger(run_dir / "ledger.arrow", read_only=True)
-    batches = [ledger.batch(i) for i in range(ledger.num_batches)]
+    batches = [ledger.stream_batch(i) for i in range(ledger.num_streamed)]
 
     engine = LLM(path, dtype="bfloat16", max_model_len=1024 + TOKENS, enforce_eager=True, max_num_seqs=256)
     params = SamplingParams(n=2, temperature=TEMPERATURE, max_tokens=TOKENS, seed=0, detokenize=False)

@@ -7,8 +7,12 @@ One batch, top to bottom (`Collector.collect`):
     generate  candidates for the prompts on the table                                pool     -> candidates
     select    the agent picks pairs, and labels some of them itself if it wants      agent    -> duels
     label     commit the batch to the ledger, then ask the oracle                    env      -> preferences
-    add       the learner may fetch the batch                                        window   -> learner
+    stream    what is answered can be trained on                                     window   -> learner
     observe   meanwhile the agent learns from what came back, too                    agent
+
+What is committed together is a *collected batch*, what is trained on together a *stream batch* (see `ledger`). They
+are the same unless the oracle is late, as people are: then `label` waits for nobody, a second thread asks after what
+is outstanding, and stream batches come to be as answers do, while this one generates as far ahead as the gate lets it.
 
 Everything random in batch `b` is drawn from generators seeded with (run seed, b, purpose), and the prompt
 position is a function of b. So the ledger alone says where a run stands: after a crash the collector opens
@@ -33,10 +37,10 @@ import numpy as np
 
 from rayalign.agents.agent import Agent, AgentContext, Choice
 from rayalign.env.dueling_bandit import DuelingBanditVector
-from rayalign.env.labels import Oracle
+from rayalign.env.labels import LATE_POLL_S, Oracle
 from rayalign.env.world import World
 from rayalign.env.wrappers import LabelBudgetVector
-from rayalign.errors import OracleError, RayalignError
+from rayalign.errors import OracleError, RayalignError, WaitError
 from rayalign.heldout import HeldOut
 from rayalign.learner.stream import EndOfStream, PleasePublish, Span
 from rayalign.ledger import Ledger
@@ -48,6 +52,7 @@ from rayalign.rollout.pool import RolloutPool
 from rayalign.rollout.weights import Weights, load_weights, save_weights
 from rayalign.run_config import RunConfig
 from rayalign.scoring.pool import ScorerPool
+from rayalign.serve.kinds import oracle_kind
 from rayalign.staleness import Window
 from rayalign.stopwatch import Stopwatch
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, TrainBatch
@@ -71,7 +76,12 @@ class Collector:
         self.ledger = Ledger(self.run_dir / "ledger.arrow")
         self.lock = threading.Lock()  # guards the ledger, which the learner's threads read
         self.purchaser = Purchaser(
-            self.ledger, oracle, mode=config.oracle.labels, seed=config.loop.seed, budget=config.loop.budget
+            self.ledger,
+            oracle,
+            mode=config.oracle.labels,
+            seed=config.loop.seed,
+            budget=config.loop.budget,
+            late=getattr(oracle, "late", False),
         )
         self.oracle, self.eval_oracle = oracle, eval_oracle
         self.window = Window()
@@ -82,6 +92,9 @@ class Collector:
         self.warning: str | None = None
         self.record: dict[str, Any] = {}
         self._batches: OrderedDict[int, TrainBatch] = OrderedDict()
+        self._observed = 0
+        self._waits = False
+        self._asked_in = [self.ledger]
         self._pools: list[ModelPool] = []
         self._learner_at = 0
         self._learner_record: dict[str, float] = {}
@@ -93,34 +106,31 @@ class Collector:
     def _guarded(self) -> None:
         try:
             self._recover()
+            if self.purchaser.late:
+                threading.Thread(target=self._ask_after, name="answers", daemon=True).start()
             self._run()
             self.phase = "done"
         except BaseException as error:  # whatever it is, the learner must not wait for a dead thread
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:  # the other thread's error is a consequence
             self.failure, self.phase = error, "failed"
             self.error = str(error) if isinstance(error, RayalignError) else traceback.format_exc()
             log.error("collector stopped: %s", self.error)
-            self.window.fail(error)
+        self.window.fail(error)
 
     def _run(self) -> None:
-        batch, stalled = self.window.collected, 0
-        while self.ledger.spent < self.config.loop.budget and not self._stop.is_set():
+        first = self.ledger.num_streamed
+        while not self._stop.is_set() and not self._has_stalled(first):
             self.phase = "collecting"
-            bought, failed = self.collect(batch)
-            stalled = 0 if bought else stalled + 1
-            if stalled >= self.config.loop.max_stalled_batches:
-                if failed:
-                    raise OracleError(
-                        f"the oracle {self.oracle.id} gave no usable verdict in {stalled} batches in a row; nothing "
-                        "was charged for them. Look at its log (failures are in the ledger), then `rayalign resume`."
-                    )
-                self.warning = (
-                    f"stopped early at {self.ledger.spent} of {self.config.loop.budget} labels: the agent asked for "
-                    f"none in {stalled} batches in a row, as a policy does whose samples have all become the same text."
-                )
-                log.warning(self.warning)
+            if self.purchaser.remaining:
+                self.collect(self.ledger.num_collected)
+            elif self.ledger.num_outstanding:
+                self._wait_for_answers()
+            else:
                 break
-            batch += 1
-        end = batch * self.config.loop.epochs
+        end = self.ledger.num_collected * self.config.loop.epochs
         self.window.finish(end)
         self.phase = "finishing"
         self._wait_for_version(end)
@@ -128,8 +138,8 @@ class Collector:
         self._sync(newest=None)
         self._evaluate()
 
-    def collect(self, batch: int) -> tuple[int, int]:
-        """Collect batch `batch`; returns how many labels were bought and how many verdicts failed."""
+    def collect(self, batch: int) -> None:
+        """Collect batch `batch`, and have the agent observe the stream batches that its answers close."""
         clock = Stopwatch()
         config, agent = self.config, self.agent
 
@@ -151,23 +161,18 @@ class Collector:
         with clock("select"):
             choices = agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
             duels, synthetic = self._duels(batch, prompts, candidates, choices)
-            duels = duels[: self.env.remaining]  # the last batch of the budget is a short one
+            duels = duels[: self.purchaser.remaining]  # the last batch of the budget is a short one
         with clock("label"):
             header = {"version": version, "published": self.window.published, "choices": len(choices)}
             with self.lock:
                 self.purchaser.commit(batch, duels, synthetic, meta=header)
             _, _, _, _, info = self.env.step(duels)
             self.table = info["prompts"]
-            bought: list[Preference] = [p for p in info["preferences"][: len(duels)] if p is not None]
-        with self.lock:
-            self._remember(batch, tuple([*bought, *synthetic]), self.ledger.spent)
-        self.window.add(batch)
+        self.window.extend(self.ledger.num_streamed)
         with clock("observe"):
-            facts = agent.observe(batch, [*bought, *synthetic], self._rng(batch, OBSERVE))
-            if (batch + 1) % config.loop.agent_checkpoint_every == 0:
-                self._save_agent(observed=batch + 1)
+            facts = self._observe(batch)
 
-        failed = len(duels) - len(bought)
+        outcomes = [self.ledger.outcome(duel.id) for duel in duels]
         self.record = {
             "batch": batch,
             "labels": self.ledger.spent,
@@ -177,22 +182,108 @@ class Collector:
             "asked": len(duels),
             "synthetic": len(synthetic),
             "skipped": len(prompts) - len({choice.prompt for choice in choices}),
-            "failed": failed,
-            **self._duel_statistics(bought, info),
+            "failed": sum(outcome is not None and outcome[0] is None for outcome in outcomes),
+            "outstanding": self.ledger.num_outstanding,
+            **self._duel_statistics(duels, info),
             **{f"seconds/{stage}": seconds for stage, seconds in clock.seconds().items()},
-            **{f"agent/{name}": value for name, value in facts.items()},
+            **facts,
             **{f"rollout/{name}": value for name, value in self.pool.stats().items()},
         }
         self.log.metrics(self.record)
         for stage, start, end in clock.spans:
             self.log.timeline("collector", stage, batch, start, end)
-        return len(bought), failed
 
     # ==== pieces of the loop ===================================================================================
     def _wait_for_version(self, oldest: int) -> None:
-        self.window.wait_for_version(
-            oldest, self.config.loop.gate_timeout_s, lambda: f"The learner last asked for batch {self._learner_at}. "
+        """Wait at the gate; what is answered meanwhile is observed meanwhile."""
+        self._waits, version = True, None
+        while version is None:
+            self._observe()
+            version = self.window.wait_for_version(
+                oldest,
+                self.config.loop.gate_timeout_s,
+                lambda: f"The learner last asked for batch {self._learner_at}. ",
+                seen=self._observed,
+            )
+        self._waits = False
+
+    def _observe(self, collected: int | None = None) -> dict[str, float]:
+        """The agent learns from the stream batches that were closed since.
+
+        Its numbers are logged, or returned for the record of batch `collected`.
+        """
+        record: dict[str, float] = {}
+        while self._observed < self.window.streamed:
+            index = self._observed
+            found = self.agent.observe(index, self._train_batch(index).preferences, self._rng(index, OBSERVE))
+            self._observed += 1
+            if self._observed % self.config.loop.agent_checkpoint_every == 0:
+                self._save_agent(self._observed)
+            facts = {f"agent/{name}": value for name, value in found.items()}
+            if index == collected:
+                record = facts
+            elif facts:
+                self.log.metrics({"batch": index, **facts})
+        return record
+
+    def _has_stalled(self, first: int) -> bool:
+        """Whether the last `max_stalled_batches` batches, none before `first`, brought no label, and none will come."""
+        last, most = self.ledger.num_streamed, self.config.loop.max_stalled_batches
+        if last < first + most or last < self.ledger.num_collected:
+            return False
+        if self.ledger.labels_before(last) > self.ledger.labels_before(last - most):
+            return False
+        if self.ledger.header(last - 1)["duels"]:
+            raise OracleError(
+                f"the oracle {self.oracle.id} gave no usable verdict in {most} batches in a row; nothing was charged "
+                "for them. Look at its log (failures are in the ledger), then `rayalign resume`."
+            )
+        self.warning = (
+            f"stopped early at {self.ledger.spent} of {self.config.loop.budget} labels: the agent asked for none in "
+            f"{most} batches in a row, as a policy does whose samples have all become the same text."
         )
+        log.warning(self.warning)
+        return True
+
+    # ==== a late oracle =========================================================================================
+    def _ask_after(self) -> None:
+        """Every second, in a thread of its own: are there answers by now? They go on as in `collect`."""
+        try:
+            last = time.monotonic()
+            while not self._stop.wait(LATE_POLL_S) and self.failure is None:
+                if self.purchaser.poll() or not self.ledger.num_outstanding:
+                    last = time.monotonic()
+                self.window.extend(self.ledger.num_streamed)
+                if time.monotonic() - last > self.config.oracle.request_timeout_s:
+                    raise WaitError(
+                        f"waited {self.config.oracle.request_timeout_s:g} s (oracle.request_timeout_s) for an answer "
+                        f"of the oracle {self.oracle.id}, which has {self.ledger.num_outstanding} duels. Nothing is "
+                        "lost: `rayalign resume` waits on."
+                    )
+        except BaseException as error:
+            self._fail(error)
+
+    def _wait_for_answers(self) -> None:
+        """All of the budget is on order: observe what comes, until there is something else to do."""
+        self._waits = True
+        while self.ledger.num_outstanding and not self.purchaser.remaining and not self._stop.is_set():
+            self.window.wait_for_version(0, timeout_s=0.0)  # raises what stopped the run
+            self._observe()
+            time.sleep(LATE_POLL_S / 4)
+        self._waits = False
+
+    def _late_status(self) -> dict[str, Any]:
+        """Whom the run waits for, how many duels they have, and where people find them."""
+        if not self.purchaser.late:
+            return {}
+        kind = oracle_kind(self.config.oracle.kind)
+        address, waiting = kind.http(self.config.oracle), sum(ledger.num_outstanding for ledger in self._asked_in)
+        page = f", page at {address.url}" if address else ""
+        status: dict[str, Any] = {"queue": f"{waiting} duels in the queue{page}" if waiting else None}
+        if self._waits:
+            learning = self.window.published < self.window.streamed
+            status["phase"] = f"waiting for {'the learner' if learning or not waiting else kind.who}"
+        return status
 
     def _sync(self, newest: int | None) -> None:
         """Give the pool the newest weights, unless the agent wants it to stay where it is."""
@@ -260,21 +351,25 @@ class Collector:
                 synthetic.append(Preference(duel=duel, label=choice.label, source=LabelSource.SYNTHETIC))
         return duels, synthetic
 
-    def _duel_statistics(self, bought: Sequence[Preference], info: Mapping[str, Any]) -> dict[str, float]:
-        """What the labelled duels themselves were worth to a user who saw them (explore and exploit), where known."""
+    def _duel_statistics(self, duels: Sequence[Duel], info: Mapping[str, Any]) -> dict[str, float]:
+        """What the duels themselves were worth to a user who saw them (explore and exploit), where that is known.
+
+        Those that failed were not seen by anybody; those that a late oracle has will be.
+        """
         statistics: dict[str, float] = {}
         asked = np.asarray(info["labelled"], dtype=bool)
+        if self.purchaser.late:
+            asked[: len(duels)] = True
         for name in ("regret_reward", "regret_preference"):
             if name in info and asked.any():
                 statistics[name] = float(np.mean(np.asarray(info[name])[asked]))
         if self.world.has_truth:
             wins = [
                 0.5
-                + 0.5
-                * np.sign(self.world.reward(p.duel.prompt, shown.text) - self.world.reward(p.duel.prompt, reference))
-                for p in bought
-                if (reference := p.duel.prompt.reference) is not None
-                for shown in (p.duel.first, p.duel.second)
+                + 0.5 * np.sign(self.world.reward(duel.prompt, shown.text) - self.world.reward(duel.prompt, reference))
+                for duel, seen in zip(duels, asked, strict=False)
+                if seen and (reference := duel.prompt.reference) is not None
+                for shown in (duel.first, duel.second)
             ]
             if wins:
                 statistics["online_win_rate"] = float(np.mean(wins))
@@ -314,6 +409,8 @@ class Collector:
             identity=config.identity,
             seed=config.loop.seed,
         )
+        if config.evaluation.oracle is None:
+            self._asked_in = [self.ledger, self.heldout.ledger]
         num_prompts = agent.prompts_per_batch(config.loop.batch_size)
         agent.setup(
             AgentContext(
@@ -327,10 +424,10 @@ class Collector:
         )
         with self.lock:
             self.purchaser.recover()
-        done = self.ledger.num_batches
-        for batch in range(self._load_agent(), done):
-            agent.observe(batch, self.ledger.batch(batch), self._rng(batch, OBSERVE))
-        self.window.restart(collected=done)
+        self._observed = self._load_agent()
+        self.window.extend(self.ledger.num_streamed)
+        self._observe()
+        done = self.ledger.num_collected
         pinned = self.run_dir / "pinned"
         if pinned.exists():
             self._load(load_weights(pinned))
@@ -366,7 +463,7 @@ class Collector:
         """Load the newest checkpoint of the agent that the ledger vouches for; returns how many batches it observed."""
         for folder in sorted((self.run_dir / "agent").glob("observed-??????"), reverse=True):
             observed = int(folder.name[-6:])
-            if observed <= self.ledger.num_batches:
+            if observed <= self.ledger.num_streamed:
                 self.agent.load(folder)
                 return observed
         return 0
@@ -392,24 +489,21 @@ class Collector:
             self.log.timeline("learner", stage, batch, start, end)
 
     def _train_batch(self, index: int) -> TrainBatch:
-        """Batch `index` of the stream: a batch of the ledger, in a new order each epoch."""
+        """What the learner gets as batch `index`: a stream batch of the ledger, in a new order each epoch."""
         with self.lock:
             if (batch := self._batches.get(index)) is not None:
                 return batch
-            collected = self.window.collected
-            epoch, position = (index // collected, index % collected) if self.window.end is not None else (0, index)
+            streamed = self.window.streamed
+            epoch, position = (index // streamed, index % streamed) if self.window.end is not None else (0, index)
             if epoch > 0:
-                position = int(self._rng(epoch, SHUFFLE).permutation(collected)[position])
-            spent = self.ledger.labels_before(position + 1)
-            return self._remember(index, tuple(self.ledger.batch(position)), epoch * self.config.loop.budget + spent)
-
-    def _remember(self, index: int, preferences: tuple[Preference, ...], spent: int) -> TrainBatch:
-        """Keep the last few batches of the stream, so that the ledger is read only after a restart."""
-        progress = min(1.0, spent / (self.config.loop.budget * self.config.loop.epochs))
-        self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
-        while len(self._batches) > self.config.loop.max_staleness + 4:
-            self._batches.popitem(last=False)
-        return self._batches[index]
+                position = int(self._rng(epoch, SHUFFLE).permutation(streamed)[position])
+            spent = epoch * self.config.loop.budget + self.ledger.labels_before(position + 1)
+            progress = min(1.0, spent / (self.config.loop.budget * self.config.loop.epochs))
+            preferences = tuple(self.ledger.stream_batch(position))
+            self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
+            while len(self._batches) > self.config.loop.max_staleness + 4:  # all workers ask, and the agent observes
+                self._batches.popitem(last=False)
+            return self._batches[index]
 
     def status(self) -> dict[str, Any]:
         """A snapshot for the progress display, the driver and error messages."""
@@ -421,8 +515,10 @@ class Collector:
             "phase": self.phase,
             "error": self.error,
             "warning": self.warning,
-            "collected": self.window.collected,
+            "collected": self.ledger.num_collected,
+            "streamed": self.window.streamed,
             "published": self.window.published,
+            **self._late_status(),
         }
 
     def failed_with(self) -> RayalignError | None:

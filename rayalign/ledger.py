@@ -3,6 +3,18 @@
     commit(batch) --> [header, requested..., synthetic...]   one message, one fsync: all of a batch or nothing of it
     answer(...)   --> [answered..., failed...]               one message, one fsync: before anybody hears of a label
 
+Two kinds of batches come out of it. A *collected batch* is what was committed together. A *stream batch* is what is
+trained on together: the outcomes in the order in which they are in the file, cut at the sizes of the collected batches,
+and with each slice what the agent labelled itself in the collected batch of the same index.
+
+    collected, duels asked      0: a b c d      1: e f g h
+    outcomes, as they come      b a e d | c f(failed) h g           an oracle that answers at once: a b c d | e f g h
+    stream batches              0: a b d e      1: c g h
+
+Stream batch t is closed, hence never changes again, when as many outcomes are in the file as batches 0 to t asked
+duels. So it is never closed before collected batch t is there, all of them are when nothing is outstanding, and an
+oracle that answers at once makes the two the same.
+
 The file alone says where a run stands; the index kept in memory is a fold over it, and the same code folds what
 is appended and what is read back. The content of duels stays on disk and is read through a memory map on demand.
 Thread-safe. One writer at a time, readers as many as you like.
@@ -14,7 +26,7 @@ import math
 import threading
 import time
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +47,7 @@ _REQUESTED, _SYNTHETIC, _ANSWERED, _FAILED = range(4)
 
 @dataclass(kw_only=True)
 class Index:
-    """The state that the events add up to: per duel its label, per batch where its duels are."""
+    """The state that the events add up to: per duel its label, per collected and stream batch where its duels are."""
 
     rows: dict[str, int] = field(default_factory=dict)
     """Duel id -> row number, in the order of the requests."""
@@ -50,9 +62,19 @@ class Index:
     message_rows: list[int] = field(default_factory=list)
     """Row number of the first duel in each."""
     batch_messages: list[int] = field(default_factory=list)
-    """Batch index -> position in the two lists above."""
+    """Collected batch -> position in the two lists above."""
+    batch_ends: array = field(default_factory=lambda: array("q", [0]))
+    """Duels asked in the collected batches before the index, so that outcomes `[t]` to `[t + 1]` are stream batch t."""
+    collected: bytearray = field(default_factory=bytearray)
+    """Row -> 1 if it belongs to a collected batch, 0 if it was asked aside (evaluation)."""
+    outcomes: array = field(default_factory=lambda: array("q"))
+    """Rows of collected batches, in the order in which their outcomes came."""
+    stream_labels: array = field(default_factory=lambda: array("q", [0]))
+    """Oracle labels in the stream batches before the index; one number more than there are closed ones."""
     spent: int = 0
     """Oracle labels that were answered, hence paid."""
+    trained: int = 0
+    """Those of them that belong to collected batches."""
     outstanding: int = 0
     """Requested, neither answered nor failed."""
     price: float = 0.0
@@ -76,6 +98,7 @@ class Index:
             if index != len(self.batch_messages):
                 raise LedgerError(f"batch {index} is recorded after batch {len(self.batch_messages) - 1}.")
             self.batch_messages.append(len(self.message_offsets))
+            self.batch_ends.append(self.batch_ends[-1] + kinds.count(Event.REQUESTED))
         self.message_offsets.append(offset)
         self.message_rows.append(len(self.state))
         kinds, ids = kinds[header:], ids[header:]
@@ -87,10 +110,12 @@ class Index:
         if requested + kinds.count(Event.SYNTHETIC) != len(kinds):
             raise LedgerError(f"unknown events {sorted({*kinds} - {*Event})}; was it written by a newer version?")
         self.state.extend(bytes(_REQUESTED if kind == Event.REQUESTED else _SYNTHETIC for kind in kinds))
+        self.collected.extend(bytes([header]) * len(kinds))
         self.outstanding += requested
         # labels of synthetic rows are given; those of requested rows are null, hence NaN
         self.labels.frombytes(_floats(events, "label")[int(header) :].tobytes())
         self.probabilities.frombytes(_floats(events, "probability")[int(header) :].tobytes())
+        self._close()  # a batch that asks nobody waits for nobody
 
     def _add_outcomes(self, events: pa.RecordBatch, kinds: list[str], ids: list[str]) -> None:
         columns = (events.column(name).to_pylist() for name in ("label", "probability", "price", "reason"))
@@ -103,10 +128,35 @@ class Index:
                 if probability is not None:
                     self.probabilities[row] = probability
                 self.spent += 1
+                self.trained += self.collected[row]
                 self.price += price
             else:
                 self.state[row], self.reasons[row] = _FAILED, reason
+            if self.collected[row]:
+                self.outcomes.append(row)
+                if len(self.outcomes) == self.batch_ends[len(self.stream_labels)]:
+                    self._close()
         self.outstanding -= len(kinds)
+
+    def _close(self) -> None:
+        """Count the stream batches that the outcomes up to here complete."""
+        while (
+            len(self.stream_labels) < len(self.batch_ends)
+            and len(self.outcomes) == self.batch_ends[len(self.stream_labels)]
+        ):
+            self.stream_labels.append(self.trained)
+
+    def stream_rows(self, index: int) -> list[int]:
+        """Labelled rows of closed stream batch `index`, in the order of the rows."""
+        rows = self.outcomes[self.batch_ends[index] : self.batch_ends[index + 1]].tolist()
+        message = self.batch_messages[index]
+        own = range(self.message_rows[message], self.message_end(message))
+        answered = [row for row in rows if self.state[row] == _ANSWERED]
+        return sorted(answered + [row for row in own if self.state[row] == _SYNTHETIC])
+
+    def message_end(self, message: int) -> int:
+        """Row number after the last duel of a message."""
+        return self.message_rows[message + 1] if message + 1 < len(self.message_rows) else len(self.state)
 
 
 def _floats(events: pa.RecordBatch, name: str) -> np.ndarray:
@@ -143,15 +193,17 @@ class Ledger:
         synthetic: Sequence[Preference] = (),
         meta: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record the composition of batch `batch`: duels about to be asked, and pairs that the agent labelled.
+        """Record the composition of collected batch `batch`: duels to be asked, and pairs that the agent labelled.
 
         Batches come in order, 0, 1, 2, ...; `batch=None` records duels that belong to no training batch
         (evaluation). All of it is durable on return or none of it. Raises `LedgerError` for a batch out of order
         or a duel that is already there.
         """
         with self._mutex:
-            if batch is not None and batch != self.num_batches:
-                raise LedgerError(f"batch={batch} can't be recorded: the next one is {self.num_batches} ({self.path}).")
+            if batch is not None and batch != self.num_collected:
+                raise LedgerError(
+                    f"batch={batch} can't be recorded: the next one is {self.num_collected} ({self.path})."
+                )
             every = [*duels, *(preference.duel for preference in synthetic)]
             for name, count in Counter(duel.id for duel in every).items():
                 if count > 1 or name in self._index.rows:
@@ -239,9 +291,19 @@ class Ledger:
         return self._index.price
 
     @property
-    def num_batches(self) -> int:
-        """Training batches recorded; the next one has this index."""
+    def num_outstanding(self) -> int:
+        """Duels that were requested and have no outcome yet."""
+        return self._index.outstanding
+
+    @property
+    def num_collected(self) -> int:
+        """Collected batches; the next one to commit has this index."""
         return len(self._index.batch_messages)
+
+    @property
+    def num_streamed(self) -> int:
+        """Closed stream batches: what can be trained on. As many as `num_collected` when nothing is outstanding."""
+        return len(self._index.stream_labels) - 1
 
     def __contains__(self, duel_id: str) -> bool:
         return duel_id in self._index.rows
@@ -273,15 +335,26 @@ class Ledger:
             message = bisect_right(self._index.message_rows, row) - 1
             return self._preferences_in(message, only=[row])[0]
 
-    def batch(self, index: int) -> list[Preference]:
-        """The labelled duels of batch `index`, the oracle's first; failed and outstanding ones are absent."""
+    def stream_batch(self, index: int) -> list[Preference]:
+        """What is trained on as batch `index`, in the order of the commits; failed duels are absent.
+
+        The same whenever it is asked for: see the head of this file for what is in it. `LedgerError` if it is not
+        closed yet.
+        """
         with self._mutex:
-            if not 0 <= index < self.num_batches:
-                raise LedgerError(f"there is no batch {index} in {self.path}: it has {self.num_batches}.")
-            return self._preferences_in(self._index.batch_messages[index])
+            if not 0 <= index < self.num_streamed:
+                raise LedgerError(f"there is no stream batch {index} in {self.path}: {self.num_streamed} are closed.")
+            rows = self._index.stream_rows(index)
+            found: list[Preference] = []
+            while rows:
+                message = bisect_right(self._index.message_rows, rows[0]) - 1
+                split = bisect_left(rows, self._index.message_end(message))
+                found += self._preferences_in(message, only=rows[:split])
+                rows = rows[split:]
+            return found
 
     def header(self, index: int) -> dict[str, Any]:
-        """What `commit` was told of batch `index`, and counts, policy versions and `labels_before`."""
+        """What `commit` was told of collected batch `index`, and counts, policy versions and `labels_before`."""
         with self._mutex:
             offset = self._index.message_offsets[self._index.batch_messages[index]]
             return from_json(self._log.read(offset).column("meta")[0].as_py())
@@ -301,12 +374,13 @@ class Ledger:
                     duels.extend(duels_of(self._content(message, rows)))
             return duels
 
-    def labels_before(self, batch: int) -> int:
-        """Oracle labels in batches before `batch`: what weights version `batch` was trained on (in the first epoch)."""
+    def labels_before(self, index: int) -> int:
+        """Oracle labels in stream batches before `index`, or all of them if not so many are closed.
+
+        That is what weights version `index` was trained on (in the first epoch).
+        """
         with self._mutex:
-            messages = self._index.batch_messages
-            end = self._index.message_rows[messages[batch]] if batch < len(messages) else len(self._index.state)
-            return self._index.state.count(_ANSWERED, 0, end)
+            return self._index.stream_labels[index] if index <= self.num_streamed else self._index.trained
 
     def events(self) -> Iterator[pa.RecordBatch]:
         """Every message as it was written, in order; `pyarrow.ipc.open_stream(path)` reads the same."""
@@ -342,8 +416,7 @@ class Ledger:
         self._index.add(events, self._log.append(events))
 
     def _rows_of(self, message: int) -> range:
-        starts = self._index.message_rows
-        return range(starts[message], starts[message + 1] if message + 1 < len(starts) else len(self._index.state))
+        return range(self._index.message_rows[message], self._index.message_end(message))
 
     def _content(self, message: int, rows: Sequence[int]) -> pa.RecordBatch:
         """The stored rows of some duels of a message."""
@@ -357,7 +430,8 @@ class Ledger:
     def _preferences_in(self, message: int, only: Sequence[int] | None = None) -> list[Preference]:
         with self._mutex:
             index = self._index
-            rows = [r for r in only or self._rows_of(message) if index.state[r] in (_ANSWERED, _SYNTHETIC)]
+            every = self._rows_of(message) if only is None else only
+            rows = [r for r in every if index.state[r] in (_ANSWERED, _SYNTHETIC)]
             return [
                 Preference(
                     duel=duel,

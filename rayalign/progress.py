@@ -163,6 +163,8 @@ class ProgressState:
         """One line for logs and pipes."""
         eta = self.eta_s()
         parts = [f"[{_duration(self._now - self._started)}] {self.phase}: {self.labels}/{self.budget} labels"]
+        if self.status.get("queue"):
+            parts.append(str(self.status["queue"]))
         if self.win_rates:
             parts.append(f"win rate {self.win_rate()}")
         if self.seconds:
@@ -212,6 +214,8 @@ class ProgressState:
                 "staleness", f"{self.status['staleness']} batches  [dim](version {self.status.get('version')})[/dim]"
             )
         facts.add_row("phase", Text(self.phase))
+        if self.status.get("queue"):
+            facts.add_row("queue", Text(str(self.status["queue"])))
         if self.status.get("warning"):
             facts.add_row("warning", Text(str(self.status["warning"]), style="yellow"))
         elapsed = _duration(self._now - self._started)

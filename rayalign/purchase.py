@@ -3,6 +3,7 @@
     commit   budget checked, composition written down       -> every duel has an id on disk before anybody is asked
     label    outstanding duels asked, verdicts checked,     -> asked again, an answered duel costs nothing
              labels drawn and written down, then returned
+    poll     a late oracle (people) is asked after what is outstanding, and not waited for
     recover  what a crash left outstanding is asked again, with the same ids
 
 On the oracle's side an `AnswerJournal` remembers what was answered, so that asking again returns the answer
@@ -24,29 +25,46 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rayalign.env.labels import LABEL_MODES, Oracle, draw_label
+from rayalign.env.labels import LABEL_MODES, LateOracle, Oracle, draw_label
 from rayalign.errors import BudgetError, ConfigError, LedgerError, OracleError
 from rayalign.ledger import Ledger
 from rayalign.types import Duel, Preference, Verdict
+
+REFUSED = "Nothing of the reply was recorded or charged; the duels can be asked again."
 
 
 class Purchaser:
     """Buys labels from `oracle` within `budget` (None: no limit) and writes everything down in `ledger`.
 
-    A `Labeler`: an environment may ask it for the duels of a committed batch. Thread-safe; calls are one at a time.
+    A `Labeler`: an environment may ask it for the duels of a committed batch. Thread-safe; calls are one at a time,
+    except that nobody waits for a `poll`.
+
+    Args:
+        late: the oracle is a `LateOracle`, and nobody waits for its answers: `label` hands the duels over and returns
+            what is there, `poll` asks after the rest.
     """
 
     def __init__(
-        self, ledger: Ledger, oracle: Oracle, mode: str = "bernoulli", seed: int = 0, budget: int | None = None
+        self,
+        ledger: Ledger,
+        oracle: Oracle,
+        mode: str = "bernoulli",
+        seed: int = 0,
+        budget: int | None = None,
+        *,
+        late: bool = False,
     ) -> None:
         if mode not in LABEL_MODES:
             raise ConfigError(f"oracle.labels={mode!r} must be one of {', '.join(LABEL_MODES)}.")
         if budget is not None and budget < 1:
             raise ConfigError(f"budget={budget} must be at least 1; None is no limit.")
         self.ledger, self.oracle, self.mode, self.seed, self.budget = ledger, oracle, mode, seed, budget
+        self.late = late
         self._desk = threading.RLock()
+        self._polling = threading.Lock()  # two polls at a time would both record the same answer
+        self._waited_for: dict[str, Duel] = {}
 
     @property
     def remaining(self) -> int | None:
@@ -79,23 +97,53 @@ class Purchaser:
             self.ledger.commit(batch, duels, synthetic, meta)
 
     def label(self, duels: Sequence[Duel]) -> list[Preference | None]:
-        """A preference per duel, None where the verdict failed. Only duels without an outcome are asked.
+        """A preference per duel, None where the verdict failed or is late. Only duels without an outcome are asked.
 
         Raises `OracleError` if the oracle raises or answers nonsense. The sound verdicts of the call are recorded
         all the same; the other duels stay outstanding, uncharged, and can be asked again.
         """
         with self._desk:
             ask = {duel.id: duel for duel in duels if self._is_outstanding(duel)}
-            if ask:
-                self._ask(list(ask.values()))
-            return [self._outcome(duel) for duel in duels]
+            if ask and not self.late:
+                self._check_budget(len(ask))
+                self._record(list(ask.values()), self.oracle.judge(list(ask.values())))
+            self._waited_for |= ask if self.late else {}
+        if ask and self.late:
+            self.poll()
+        return [self._outcome(duel) for duel in duels]
+
+    def poll(self) -> int:
+        """Ask a late oracle after everything outstanding; returns how many duels got an outcome.
+
+        Raises as `label` does.
+        """
+        with self._polling:
+            with self._desk:
+                asked = dict(self._waited_for)
+                self._check_budget(len(asked))
+            if not asked:
+                return 0
+            verdicts = cast(LateOracle, self.oracle).poll(list(asked.values()))  # others may use the desk meanwhile
+            answered = {verdict.duel_id: asked.get(verdict.duel_id) for verdict in verdicts}
+            if len(answered) < len(verdicts) or None in answered.values():
+                raise OracleError(
+                    f"oracle {self.oracle.id} was asked after {len(asked)} duels and answered one twice, or one that "
+                    f"is none of them: {[verdict.duel_id for verdict in verdicts][:20]}. {REFUSED}"
+                )
+            with self._desk:
+                try:
+                    self._record([asked[name] for name in answered], verdicts)
+                finally:
+                    for name in answered:
+                        if self.ledger.outcome(name) is not None:
+                            del self._waited_for[name]
+            return len(verdicts)
 
     def recover(self) -> int:
         """Ask again what was asked and has no outcome (a crash in between); returns how many duels that were."""
-        with self._desk:
-            outstanding = self.ledger.outstanding()
-            self.label(outstanding)
-            return len(outstanding)
+        outstanding = self.ledger.outstanding()
+        self.label(outstanding)
+        return len(outstanding)
 
     # -- inside -------------------------------------------------------------------------------------------------
     def _is_outstanding(self, duel: Duel) -> bool:
@@ -105,13 +153,15 @@ class Purchaser:
             )
         return self.ledger.outcome(duel.id) is None
 
-    def _ask(self, duels: Sequence[Duel]) -> None:
-        if self.budget is not None and self.ledger.spent + len(duels) > self.budget:  # a resume with a smaller one
+    def _check_budget(self, on_order: int) -> None:
+        if self.budget is not None and self.ledger.spent + on_order > self.budget:  # a resume with a smaller one
             raise BudgetError(
-                f"{len(duels)} labels are on order and {self.ledger.spent} are spent, which is more than "
+                f"{on_order} labels are on order and {self.ledger.spent} are spent, which is more than "
                 f"budget={self.budget}. Nothing was asked; raise the budget to go on."
             )
-        verdicts = self.oracle.judge(duels)
+
+    def _record(self, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> None:
+        """Labels from verdicts, into the ledger; what is not usable is refused, the rest recorded."""
         self._check_ids(duels, verdicts)
         wrong = {v.duel_id: why for v in verdicts if (why := _what_is_wrong(v)) is not None}
         sound = [v for v in verdicts if v.duel_id not in wrong]
@@ -128,23 +178,24 @@ class Purchaser:
 
     def _check_ids(self, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> None:
         """Who muddles up the ids can't be believed in anything: the whole reply is refused."""
-        refused = "Nothing of the reply was recorded or charged; the duels can be asked again."
         if len(verdicts) != len(duels):
             raise OracleError(
                 f"oracle {self.oracle.id} gave {len(verdicts)} verdicts for {len(duels)} duels, the first of which is "
-                f"{duels[0].id}. {refused}"
+                f"{duels[0].id}. {REFUSED}"
             )
         for duel, verdict in zip(duels, verdicts, strict=True):
             if verdict.duel_id != duel.id:
                 raise OracleError(
-                    f"oracle {self.oracle.id} was asked duel {duel.id} and answered {verdict.duel_id}. {refused}"
+                    f"oracle {self.oracle.id} was asked duel {duel.id} and answered {verdict.duel_id}. {REFUSED}"
                 )
 
     def _outcome(self, duel: Duel) -> Preference | None:
         outcome = self.ledger.outcome(duel.id)
-        assert outcome is not None, f"duel {duel.id} has no outcome after it was asked"
-        label, verdict = outcome
-        return None if label is None else Preference(duel=duel, label=label, probability=verdict.probability)
+        assert outcome is not None or self.late, f"duel {duel.id} has no outcome after it was asked"
+        label, verdict = outcome or (None, None)
+        if label is None or verdict is None:
+            return None
+        return Preference(duel=duel, label=label, probability=verdict.probability)
 
 
 def _what_is_wrong(verdict: Verdict) -> str | None:

@@ -4,8 +4,11 @@ Batch `b` may be generated with weights version `v` only if `b - v <= max_stalen
 the gate before it generates, hence before it buys; a label, once bought, is kept and used whatever its age.
 
     collector                     window                      learner
-    wait_for_version(b - s) ----> published v  <------------- publish(v)   (version b+1 is made of batch b)
-    add(b) ---------------------> collected b  -------------> wait_for_batch(b)
+    wait_for_version(b - s) ----> published v  <------------- publish(v)   (version t+1 is made of stream batch t)
+    extend(streamed) -----------> stream batch t -----------> wait_for_batch(t)
+
+Stream batches (see `ledger`) are never more than collected ones, and as many once everybody has answered: so at most
+`max_staleness + 1` batches are with an oracle that takes its time, and no wait is for something that can't come.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from rayalign.rollout.weights import Weights
 
 
 class Window:
-    """Thread-safe counters of what is collected and what is published, and the newest weights themselves."""
+    """Thread-safe counters of what can be trained on and what is published, and the newest weights themselves."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._collected = 0
+        self._streamed = 0
         self._end: int | None = None
         self._weights: Weights | None = None
         self._error: BaseException | None = None
@@ -36,21 +39,30 @@ class Window:
                 self._changed.notify_all()
 
     def wait_for_batch(self, index: int, timeout_s: float) -> bool | None:
-        """True: batch `index` is collected. False: there will be none. None: not yet, after `timeout_s`."""
+        """True: stream batch `index` is closed. False: there will be none. None: not yet, after `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._known(index) is not None, timeout_s)
             return False if self._error else self._known(index)
 
     # -- the collector's side -------------------------------------------------------------------------------
-    def wait_for_version(self, oldest: int, timeout_s: float, waited_for: Callable[[], str] = str) -> int:
+    def wait_for_version(
+        self, oldest: int, timeout_s: float, waited_for: Callable[[], str] = str, *, seen: int | None = None
+    ) -> int | None:
         """Block until weights of version `oldest` or newer are published; returns the newest version.
 
-        Raises `WaitError` after `timeout_s`, and whatever `fail` was given.
+        Returns None, sooner, when more than `seen` stream batches are closed: there is something else to do. Raises
+        `WaitError` after `timeout_s`, and whatever `fail` was given.
         """
+
+        def news() -> bool:
+            return seen is not None and self._streamed > seen
+
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self.published >= oldest, timeout_s)
+            self._changed.wait_for(lambda: self._error or self.published >= oldest or news(), timeout_s)
             if self._error:
                 raise RayalignError(f"the run is being stopped: {self._error}")
+            if news():
+                return None
             if self.published < oldest:
                 raise WaitError(
                     f"waited {timeout_s:.0f} s for the learner to publish weights version {oldest}; the newest is "
@@ -58,17 +70,10 @@ class Window:
                 )
             return self.published
 
-    def restart(self, collected: int) -> None:
-        """`collected` batches were found in the ledger at the start."""
+    def extend(self, streamed: int) -> None:
+        """So many stream batches are closed; fewer than were known change nothing."""
         with self._changed:
-            self._collected = collected
-            self._changed.notify_all()
-
-    def add(self, index: int) -> None:
-        """Batch `index` is in the ledger."""
-        with self._changed:
-            assert index == self._collected, f"batch {index} after {self._collected - 1}"
-            self._collected = index + 1
+            self._streamed = max(streamed, self._streamed)
             self._changed.notify_all()
 
     def finish(self, end: int) -> None:
@@ -90,9 +95,9 @@ class Window:
         return self._weights.version if self._weights else 0
 
     @property
-    def collected(self) -> int:
-        """Number of batches in the ledger."""
-        return self._collected
+    def streamed(self) -> int:
+        """Number of closed stream batches."""
+        return self._streamed
 
     @property
     def end(self) -> int | None:
@@ -107,4 +112,4 @@ class Window:
     def _known(self, index: int) -> bool | None:
         if self._end is not None:
             return index < self._end
-        return True if index < self._collected else None
+        return True if index < self._streamed else None

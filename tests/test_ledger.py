@@ -64,10 +64,11 @@ def filled(path) -> None:
 def test_what_is_committed_and_answered_is_read_back_exactly(path):
     filled(path)
     with Ledger(path) as ledger:
-        a, s = ledger.batch(0)
+        a, s = ledger.stream_batch(0)
         assert a == Preference(duel=duel("a"), label=1.0, probability=0.75)
         assert s == Preference(duel=duel("s"), label=0.0, source=LabelSource.SYNTHETIC)
-        assert [p.duel for p in ledger.batch(1)] == [duel("c", 1, 1)]
+        with pytest.raises(LedgerError, match=r"no stream batch 1 in .*: 1 are closed"):
+            ledger.stream_batch(1)
         assert ledger.outstanding() == [duel("d", 1, 1)]
         assert [p.duel.id for p in ledger.preferences()] == ["a", "s", "c"]
 
@@ -75,7 +76,8 @@ def test_what_is_committed_and_answered_is_read_back_exactly(path):
 def test_budget_is_counted_from_the_file_alone(path):
     filled(path)
     with Ledger(path) as ledger:
-        assert (ledger.spent, ledger.committed, ledger.num_batches, len(ledger)) == (2, 3, 2, 5)
+        assert (ledger.spent, ledger.committed, ledger.num_collected, len(ledger)) == (2, 3, 2, 5)
+        assert (ledger.num_streamed, ledger.num_outstanding) == (1, 1)
         assert ledger.price == pytest.approx(0.02)
         assert [ledger.labels_before(b) for b in (0, 1, 2, 9)] == [0, 1, 2, 2]
         index = fold(ledger.events())
@@ -145,7 +147,7 @@ def test_a_batch_is_there_entirely_or_not_at_all(path):
     for length in np.linspace(before + 1, len(whole) - 1, 15).astype(int):
         path.write_bytes(whole[:length])
         with Ledger(path) as ledger:
-            assert (ledger.num_batches, len(ledger)) == (1, 1)
+            assert (ledger.num_collected, len(ledger)) == (1, 1)
 
 
 def test_a_torn_new_file_is_begun_again(path):
@@ -243,14 +245,14 @@ def test_duels_outside_the_batches_need_no_header(path):
         ledger.commit(None, [duel("e", batch=7)])
         ledger.commit(None, [])
         answer(ledger, "e")
-        assert (ledger.num_batches, ledger.spent) == (0, 1)
+        assert (ledger.num_collected, ledger.spent) == (0, 1)
         assert next(ledger.preferences()).duel.batch == 7
 
 
 def test_an_empty_batch_is_a_batch(path):
     with Ledger(path) as ledger:
         ledger.commit(0, [])
-        assert ledger.num_batches == 1 and ledger.batch(0) == []
+        assert ledger.num_collected == 1 and ledger.stream_batch(0) == []
 
 
 def test_a_label_is_on_disk_before_the_call_returns(path, monkeypatch):

@@ -4,11 +4,12 @@ import math
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from rayalign.env.labels import draw_label
-from rayalign.errors import BudgetError, ConfigError, LedgerError, OracleError
+from rayalign.env.labels import draw_label, judge_late
+from rayalign.errors import BudgetError, ConfigError, LedgerError, OracleError, WaitError
 from rayalign.ledger import Ledger
 from rayalign.purchase import AnswerJournal, Purchaser
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, Verdict
@@ -53,7 +54,7 @@ def test_a_label_is_charged_recorded_and_answered_once(ledger):
     purchaser.commit(0, duels)
     preferences = purchaser.label(duels)
     assert preferences == [Preference(duel=d, label=1.0, probability=0.75) for d in duels]
-    assert ledger.spent == oracle.answered == len(ledger.batch(0)) == 2
+    assert ledger.spent == oracle.answered == len(ledger.stream_batch(0)) == 2
     assert ledger.price == 1.0 and purchaser.remaining == 8
 
 
@@ -81,7 +82,7 @@ def test_budget_is_refused_before_the_oracle_is_asked(ledger):
     purchaser.commit(0, [duel("a"), duel("b")])
     with pytest.raises(BudgetError, match=r"only 1 are left.*0 spent, 2 on order"):
         purchaser.commit(1, [duel("c", 1), duel("d", 1)])
-    assert oracle.asked == [] and ledger.num_batches == 1
+    assert oracle.asked == [] and ledger.num_collected == 1
     purchaser.label([duel("a"), duel("b")])
     purchaser.commit(1, [duel("c", 1)])
     purchaser.label([duel("c", 1)])
@@ -96,7 +97,7 @@ def test_synthetic_pairs_cost_nothing_and_never_reach_the_oracle(ledger):
     synthetic = [Preference(duel=duel(str(i)), label=0.0, source=LabelSource.SYNTHETIC) for i in range(5)]
     purchaser.commit(0, [duel("a")], synthetic)
     purchaser.label([duel("a")])
-    assert oracle.asked == ["a"] and ledger.spent == 1 and len(ledger.batch(0)) == 6
+    assert oracle.asked == ["a"] and ledger.spent == 1 and len(ledger.stream_batch(0)) == 6
     purchaser.commit(
         1, [], [Preference(duel=duel("t", 1), label=1.0, source=LabelSource.SYNTHETIC)]
     )  # nothing left, still fine
@@ -190,6 +191,104 @@ def test_evaluation_duels_are_asked_once_however_often_they_come(ledger):
     assert oracle.asked == ["a", "b"] and ledger.spent == 2 and purchaser.remaining is None
 
 
+# -- late oracles -------------------------------------------------------------------------------------------------
+class Thinking:
+    """A late oracle: `answers` has what people have said so far."""
+
+    id = "thinking/1"
+
+    def __init__(self, spoil=lambda verdicts: verdicts):
+        self.asked, self.answers, self.spoil, self.enter = [], {}, spoil, lambda: None
+
+    def poll(self, duels):
+        self.enter()
+        self.asked += [d.id for d in duels if d.id not in self.asked]
+        return self.spoil([self.answers[d.id] for d in duels if d.id in self.answers])
+
+    def judge(self, duels):
+        raise AssertionError("nobody waits for a late oracle")
+
+    def say(self, *names, probability=1.0):
+        self.answers |= {name: Verdict(duel_id=name, probability=probability) for name in names}
+
+
+def test_a_late_oracle_gets_its_duels_at_once_and_is_paid_as_answers_come(ledger):
+    oracle = Thinking()
+    purchaser = desk(ledger, oracle, late=True, budget=3)
+    duels = [duel("a"), duel("b"), duel("c")]
+    purchaser.commit(0, duels)
+    assert purchaser.label(duels) == [None] * 3 and oracle.asked == ["a", "b", "c"]
+    assert (ledger.spent, purchaser.remaining, purchaser.poll()) == (0, 0, 0), "what is on order is reserved"
+    oracle.say("c")
+    assert purchaser.poll() == 1 and purchaser.poll() == 0
+    assert [p and p.label for p in purchaser.label(duels)] == [None, None, 1.0]
+    oracle.say("a", probability=0.0)
+    oracle.answers["b"] = Verdict(duel_id="b", failure="skipped")
+    assert purchaser.poll() == 2 and (ledger.spent, ledger.num_outstanding, purchaser.remaining) == (2, 0, 1)
+    assert {p.duel.id: p.label for p in ledger.stream_batch(0)} == {"a": 0.0, "c": 1.0}
+
+
+def test_nobody_waits_while_a_late_oracle_is_asked(ledger):
+    """The next batch is committed, and labels are looked up, while a poll is under way."""
+    oracle, inside, go_on = Thinking(), threading.Event(), threading.Event()
+    purchaser = desk(ledger, oracle, late=True)
+    purchaser.commit(0, [duel("a")])
+    purchaser.label([duel("a")])
+    oracle.say("a")
+
+    def stay():
+        inside.set()
+        assert go_on.wait(20)
+
+    oracle.enter = stay
+    thread = threading.Thread(target=purchaser.poll)
+    thread.start()
+    assert inside.wait(20)
+    purchaser.commit(1, [duel("b", 1)])
+    assert purchaser.remaining == 8
+    go_on.set()
+    thread.join(20)
+    assert ledger.spent == 1 and [d.id for d in ledger.outstanding()] == ["b"]
+
+
+def test_a_restarted_desk_asks_a_late_oracle_after_what_is_outstanding(ledger):
+    oracle = Thinking()
+    first = desk(ledger, oracle, late=True)
+    first.commit(0, [duel("a"), duel("b")])  # and dies before anybody hears of it
+    again = desk(ledger, oracle, late=True)
+    assert again.recover() == 2 and oracle.asked == ["a", "b"] and ledger.spent == 0
+    oracle.say("a", "b")
+    assert again.poll() == 2 and desk(ledger, oracle, late=True).recover() == 0
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda vs: [*vs, *vs], "answered one twice"),
+        (lambda vs: [Verdict(duel_id="zzz", probability=1.0)], "none of them: .*zzz"),
+    ],
+)
+def test_a_late_reply_about_the_wrong_duels_is_refused_whole(ledger, spoil, message):
+    oracle = Thinking(spoil)
+    purchaser = desk(ledger, oracle, late=True)
+    purchaser.commit(0, [duel("a")])
+    oracle.say("a")
+    with pytest.raises(OracleError, match=message):
+        purchaser.label([duel("a")])
+    assert ledger.spent == 0 and ledger.num_outstanding == 1
+    oracle.spoil = lambda verdicts: verdicts
+    assert purchaser.poll() == 1 and ledger.spent == 1
+
+
+def test_waiting_for_a_late_oracle_ends_with_what_is_missing():
+    oracle = Thinking()
+    oracle.say("a")
+    with pytest.raises(WaitError, match=r"thinking/1 to judge 1 of 2 duels, b among them"):
+        judge_late(oracle, [duel("a"), duel("b")], timeout_s=0.0)
+    oracle.say("b", probability=0.0)
+    assert [v.probability for v in judge_late(oracle, [duel("b"), duel("a"), duel("b")], 5.0)] == [0.0, 1.0, 0.0]
+
+
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match=r"oracle\.labels='coin'"):
         Purchaser(None, Counting(), mode="coin")
@@ -249,7 +348,7 @@ def test_a_crash_at_any_moment_does_not_buy_twice(tmp_path, moment):
         purchaser = Purchaser(ledger, oracle, mode="bernoulli", seed=1, budget=4)
         assert purchaser.recover() == (0 if moment == "after" else 2)
         assert ledger.spent == oracle.num_bought() == 2 and ledger.price == 2.0
-        assert [p.label for p in ledger.batch(0)] == [draw_label(0.5, n, "bernoulli", 1) for n in "ab"]
+        assert [p.label for p in ledger.stream_batch(0)] == [draw_label(0.5, n, "bernoulli", 1) for n in "ab"]
         assert purchaser.remaining == 2
 
 

@@ -46,7 +46,7 @@ def test_an_older_version_from_a_restarted_learner_changes_nothing():
 def test_a_batch_is_there_only_after_it_was_added_and_never_after_the_end():
     window = Window()
     assert window.wait_for_batch(0, timeout_s=0.01) is None
-    window.add(0)
+    window.extend(1)
     assert window.wait_for_batch(0, timeout_s=0.01) is True
     window.finish(end=1)
     assert window.wait_for_batch(1, timeout_s=0.01) is False
@@ -54,7 +54,7 @@ def test_a_batch_is_there_only_after_it_was_added_and_never_after_the_end():
 
 def test_later_epochs_are_known_once_the_end_is_known():
     window = Window()
-    window.add(0)
+    window.extend(1)
     assert window.wait_for_batch(1, timeout_s=0.01) is None
     window.finish(end=3)
     assert [window.wait_for_batch(i, timeout_s=0.01) for i in range(4)] == [True, True, True, False]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, WaitError
 from rayalign.types import Duel, Preference, Verdict
 
 LABEL_MODES = ("bernoulli", "deterministic")
+LATE_POLL_S = 1.0
+"""Between two questions to a late oracle whether there are answers by now."""
 
 
 class Oracle(Protocol):
@@ -23,11 +26,44 @@ class Oracle(Protocol):
         """One verdict per duel. Raises `OracleError` only if nobody answered at all."""
 
 
+class LateOracle(Oracle, Protocol):
+    """An oracle that may take days: it is asked after what it was given, and never waited for."""
+
+    def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """Take in the duels that are new, and return the verdicts on `duels` that are there; never waits.
+
+        In any order, at most one per duel. What was returned once is returned again when asked again.
+        """
+
+
+def judge_late(oracle: LateOracle, duels: Sequence[Duel], timeout_s: float) -> list[Verdict]:
+    """`Oracle.judge` of a late oracle, for who has nothing else to do: ask after `duels` until all have a verdict.
+
+    Raises `WaitError` after `timeout_s`; what is answered after that is there when asked again.
+    """
+    deadline = time.monotonic() + timeout_s
+    verdicts: dict[str, Verdict] = {}
+    waiting = {duel.id: duel for duel in duels}
+    while waiting:
+        for verdict in oracle.poll(list(waiting.values())):
+            verdicts[verdict.duel_id] = verdict
+            del waiting[verdict.duel_id]
+        if waiting and time.monotonic() > deadline:
+            raise WaitError(
+                f"waited {timeout_s:g} s (oracle.request_timeout_s) for the oracle {oracle.id} to judge {len(waiting)} "
+                f"of {len(duels)} duels, {next(iter(waiting))} among them. They stay with it, and answers are kept: "
+                "ask again to wait on."
+            )
+        if waiting:
+            time.sleep(LATE_POLL_S)
+    return [verdicts[duel.id] for duel in duels]
+
+
 class Labeler(Protocol):
     """What an environment asks for labels: an oracle directly, or one with a budget and a ledger before it."""
 
     def label(self, duels: Sequence[Duel]) -> list[Preference | None]:
-        """A preference per duel, or None where the oracle gave no verdict (not charged)."""
+        """A preference per duel, or None where the oracle gave no verdict (yet): nothing was charged for it."""
 
 
 def draw_label(probability: float, duel_id: str, mode: str, seed: int) -> float:

@@ -1,10 +1,12 @@
 """Starting and stopping the oracle's service, and asking it.
 
-`OracleClient` is an `Oracle` whose work happens elsewhere. It may be sent to any process of the cluster.
+`OracleClient` is an `Oracle` whose work happens elsewhere, and a `LateOracle` if that one is. It may be sent to any
+process of the cluster.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import threading
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rayalign import errors
-from rayalign.env.labels import Oracle
+from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import Address, oracle_kind
@@ -32,8 +34,8 @@ LONGEST_PAUSE_S = 5.0
 class OracleClient:
     """Asks the oracle service `app`. Picklable; safe to use from several threads, not inside an event loop."""
 
-    def __init__(self, app: str, oracle_id: str, config: OracleConfig) -> None:
-        self.app, self._id, self.config = app, oracle_id, config
+    def __init__(self, app: str, oracle_id: str, config: OracleConfig, *, late: bool = False) -> None:
+        self.app, self._id, self.config, self.late = app, oracle_id, config, late
         self._handle: Any = None
         self._asked: set[str] = set()
         self._free = threading.Condition()
@@ -44,7 +46,7 @@ class OracleClient:
         return self._id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OracleClient, (self.app, self._id, self.config)
+        return functools.partial(OracleClient, late=self.late), (self.app, self._id, self.config)
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel, in order.
@@ -55,21 +57,34 @@ class OracleClient:
         """
         if not duels:
             return []
-        unique = list({duel.id: duel for duel in duels}.values())
-        with self._only_asker_of({duel.id for duel in unique}):
-            verdicts = self._ask(unique)
+        if self.late:  # whoever judges is not kept waiting by who waits
+            return judge_late(self, duels, self.config.request_timeout_s)
+        unique = {duel.id: duel for duel in duels}
+        with self._only_asker_of(set(unique)):
+            verdicts = self._ask(list(unique.values()), "judge", self.config.request_timeout_s)
         return [verdicts[duel.id] for duel in duels]
 
+    def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """The verdicts on those of `duels` that are there, of an oracle that is `late`; waits for the service alone.
+
+        Raises as `judge` does; a replica has `oracle.start_timeout_s` to answer, in case it has just been replaced.
+        """
+        if not duels:
+            return []
+        unique = list({duel.id: duel for duel in duels}.values())
+        with self._only_asker_of({duel.id for duel in unique}):
+            return list(self._ask(unique, "poll", self.config.start_timeout_s).values())
+
     # -- asking ---------------------------------------------------------------------------------------------------
-    def _ask(self, duels: Sequence[Duel]) -> dict[str, Verdict]:
+    def _ask(self, duels: Sequence[Duel], method: str, timeout_s: float) -> dict[str, Verdict]:
         pieces = [DuelColumns.pack(piece) for piece in self._pieces(duels)]
-        running = deque((piece, 0, self._send(piece)) for piece in pieces)
+        running = deque((piece, 0, self._send(piece, method)) for piece in pieces)
         verdicts: dict[str, Verdict] = {}
         failed: RayalignError | None = None
         while running:
             piece, attempt, response = running.popleft()
             try:
-                answer = self._result(piece, attempt, response)
+                answer = self._result(piece, attempt, response, timeout_s)
             except RayalignError as error:
                 # The other pieces are being paid for: they are waited for, so that nobody asks them a second time
                 # while they run. After a timeout that would take for ever, and they are called off instead.
@@ -82,7 +97,7 @@ class OracleClient:
                 verdicts.update((verdict.duel_id, verdict) for verdict in answer)
             elif failed is None:
                 time.sleep(min(RETRY_PAUSE_S * 2**attempt, LONGEST_PAUSE_S))
-                running.appendleft((piece, attempt + 1, self._send(piece)))
+                running.appendleft((piece, attempt + 1, self._send(piece, method)))
         if failed is not None:
             raise failed
         return verdicts
@@ -93,7 +108,7 @@ class OracleClient:
         size = min(share, self.config.max_batch_size)
         return (duels[start : start + size] for start in range(0, len(duels), size))
 
-    def _send(self, piece: DuelColumns) -> Any:
+    def _send(self, piece: DuelColumns, method: str) -> Any:
         from ray import serve
         from ray.serve.exceptions import RayServeException
 
@@ -102,19 +117,20 @@ class OracleClient:
                 self._handle = serve.get_app_handle(self.app)
             except RayServeException as error:
                 raise OracleError(f"the oracle service {self.app!r} is not running on this cluster: {error}") from error
-        return self._handle.judge.remote(piece)
+        return getattr(self._handle, method).remote(piece)
 
-    def _result(self, piece: DuelColumns, attempt: int, response: Any) -> list[Verdict] | None:
+    def _result(self, piece: DuelColumns, attempt: int, response: Any, timeout_s: float) -> list[Verdict] | None:
         """The verdicts of a piece, or None if its replica died and the call should be made again."""
         from ray import exceptions as ray_errors
         from ray.serve import exceptions as serve_errors
 
         try:
-            return response.result(timeout_s=self.config.request_timeout_s).unpack()
+            return response.result(timeout_s=timeout_s).unpack()
         except TimeoutError as error:
+            setting = "start" if self.late else "request"
             raise WaitError(
-                f"waited {self.config.request_timeout_s:g} s (oracle.request_timeout_s) for the oracle {self._id} to "
-                f"judge {len(piece)} duels ({piece.ids[0]}, ...) in the Serve application {self.app!r}. "
+                f"waited {timeout_s:g} s (oracle.{setting}_timeout_s) for the oracle {self._id} to answer about "
+                f"{len(piece)} duels ({piece.ids[0]}, ...) in the Serve application {self.app!r}. "
                 "It may be stuck, overloaded or without resources; what it answers later is kept for the next time."
             ) from error
         except (
@@ -192,11 +208,11 @@ def start_oracle(
         handle = serve.run_many([target], wait_for_applications_running=False)[0]
         deadline = time.monotonic() + config.start_timeout_s
         _wait_until_running(name, config, deadline)
-        oracle_id = handle.describe.remote().result(timeout_s=max(1.0, deadline - time.monotonic()))
+        oracle_id, late = handle.describe.remote().result(timeout_s=max(1.0, deadline - time.monotonic()))
     except BaseException:
         stop_oracle(name)
         raise
-    return OracleClient(name, oracle_id, config)
+    return OracleClient(name, oracle_id, config, late=late)
 
 
 def stop_oracle(name: str, *, stop_serve: bool = True) -> None:

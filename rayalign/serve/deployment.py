@@ -8,6 +8,7 @@
                                       | the rest, `max_batch_size` duels in one go
                              oracle.judge -> checked -> journal, fsync -> back to each caller
 
+A late oracle (people) is polled instead: the same way, but with nothing gathered and nobody waiting.
 A failure is not journalled: it is not charged, and asking again may succeed.
 """
 
@@ -19,11 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray import serve
 
-from rayalign.env.labels import Oracle
+from rayalign.env.labels import LateOracle, Oracle
 from rayalign.errors import OracleError, RayalignError
 from rayalign.purchase import AnswerJournal
 from rayalign.serve.config import OracleConfig
@@ -71,9 +72,17 @@ class OracleDeployment:
             raise answer
         return answer
 
-    async def describe(self) -> str:
-        """The oracle's id."""
-        return self.oracle_id
+    async def poll(self, call: DuelColumns) -> VerdictColumns:
+        """Of a late oracle: verdicts on those of the duels that have one; whoever is new is taken in."""
+        loop = asyncio.get_running_loop()
+        answer = await asyncio.shield(loop.run_in_executor(self._worker, self._poll_call, call))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def describe(self) -> tuple[str, bool]:
+        """The oracle's id, and whether it is a late one: it is polled then, and nobody waits in `judge`."""
+        return self.oracle_id, hasattr(self.oracle, "poll")
 
     async def check_health(self) -> None:
         """Serve calls it every `health_check_period_s` and replaces a replica that raises three times in a row."""
@@ -136,6 +145,29 @@ class OracleDeployment:
                 self.journal.record(verdicts)
             known.update((verdict.duel_id, verdict) for verdict in verdicts)
         return known
+
+    def _poll_call(self, call: DuelColumns) -> VerdictColumns | Exception:
+        try:
+            known = self._polled(call.unpack())
+        except Exception as error:
+            self._unexpected = 0 if isinstance(error, OracleError) else self._unexpected + 1
+            return error if isinstance(error, RayalignError) else self._broken(error)
+        self._unexpected = 0
+        return VerdictColumns.pack(list(known.values()))
+
+    def _polled(self, duels: Sequence[Duel]) -> Mapping[str, Verdict]:
+        """What was answered, now or before; new answers are on disk before they are told."""
+        asked = {duel.id: duel for duel in duels}
+        known: dict[str, Verdict] = {} if self.journal is None else dict(self.journal.lookup(list(asked)))
+        rest = {name: duel for name, duel in asked.items() if name not in known}
+        verdicts = cast(LateOracle, self.oracle).poll(list(rest.values())) if rest else []
+        if foreign := [verdict.duel_id for verdict in verdicts if verdict.duel_id not in rest]:
+            raise OracleError(f"oracle {self.oracle_id} answered duel {foreign[0]}, which nobody asked about.")
+        answered = checked(self.oracle_id, [rest[verdict.duel_id] for verdict in verdicts], verdicts)
+        new = [self._priced(verdict) for verdict in answered]
+        if self.journal is not None:
+            self.journal.record(new)
+        return known | {verdict.duel_id: verdict for verdict in new}
 
     def _priced(self, verdict: Verdict) -> Verdict:
         if verdict.price or verdict.failure is not None or not self.config.price:

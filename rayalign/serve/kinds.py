@@ -34,6 +34,11 @@ class Address(NamedTuple):
     settings: str
     """Dotted name of the section whose `host` and `port` these are, for messages."""
 
+    @property
+    def url(self) -> str:
+        """For people."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
+
 
 def _as_it_is(config: OracleConfig, run_dir: Path) -> OracleConfig:
     return config
@@ -67,6 +72,8 @@ class OracleKind:
     """`module:Class` of what runs under Serve: `OracleDeployment`, or a subclass that serves HTTP, too."""
     http: Callable[[OracleConfig], Address | None] = _nowhere
     """Where it listens; None: it is reached through Serve's handle alone, and no port is opened."""
+    who: str = "the oracle"
+    """Whom a run waits for, in words."""
     notice: Callable[[OracleConfig], str] = _silent
     """A line for whoever started the run; never a secret."""
 

@@ -54,8 +54,7 @@ def http(config: OracleConfig) -> Address:
 
 def notice(config: OracleConfig) -> str:
     """How to log in; names the file of the tokens, never a token."""
-    host = f"[{config.human.host}]" if ":" in config.human.host else config.human.host
-    return f"Labelling page: http://{host}:{config.human.port}/ - log in with a token from {tokens_path(config.human)}"
+    return f"Labelling page: {http(config).url} - log in with a token from {tokens_path(config.human)}"
 
 
 HUMAN = OracleKind(
@@ -63,10 +62,15 @@ HUMAN = OracleKind(
     check=check,
     complete=complete,
     http=http,
+    who="people",
     notice=notice,
     deployment="rayalign.serve.labelling.deployment:LabellingDeployment",
     defaults={
-        "oracle.labels": "deterministic",  # a tie stays a tie, and nobody gives up on people within a week
+        "oracle.labels": "deterministic",  # a tie stays a tie
+        "loop.max_staleness": 1,  # people have a batch to judge while the one before it is learnt from
+        "evaluation.every": 0,  # their time is for the budget; the final policy is evaluated all the same
+        "evaluation.at_start": False,
+        # nobody gives up on people within a week
         "oracle.request_timeout_s": WEEK_S,
         "learner.batch_timeout_s": WEEK_S,
         "loop.gate_timeout_s": WEEK_S,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rayalign.errors import ConfigError, WaitError
+from rayalign.env.labels import judge_late
+from rayalign.errors import ConfigError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.labelling.app import DEFAULT_GUIDELINES
 from rayalign.serve.labelling.config import tokens_path
@@ -17,11 +17,9 @@ from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.tokens import Tokens
 from rayalign.types import Duel, Verdict
 
-POLL_S = 0.2
-
 
 class HumanOracle:
-    """The queue in `config.human.folder`, and the people who may answer. One process at a time.
+    """The queue in `config.human.folder`, and the people who may answer: a `LateOracle`. One process at a time.
 
     `judge` waits for people, at most `oracle.request_timeout_s`. What they answer after that is kept: asking again
     with the same ids returns it.
@@ -48,20 +46,14 @@ class HumanOracle:
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """The majority's verdict on each duel, a failure where everybody skipped it."""
-        ids = [duel.id for duel in duels]
-        deadline = time.monotonic() + self.timeout_s
-        verdicts = self.queue.put(duels)
-        while missing := [name for name in ids if name not in verdicts]:
-            if time.monotonic() > deadline:
-                raise WaitError(
-                    f"waited {self.timeout_s:g} s (oracle.request_timeout_s) for people to judge {len(missing)} of "
-                    f"{len(ids)} duels ({missing[0]}, ...). They stay in the queue, and answers are kept: resume the "
-                    "run to wait on."
-                )
-            time.sleep(POLL_S)
-            verdicts |= self.queue.verdicts(missing)
-        self._write_summary()
-        return [verdicts[name] for name in ids]
+        return judge_late(self, duels, self.timeout_s)
+
+    def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """Line up the duels that are new; the verdicts on those of `duels` that people are through with."""
+        verdicts = list(self.queue.put(duels).values())
+        if verdicts:
+            self._write_summary()
+        return verdicts
 
     def _write_summary(self) -> None:
         """Who did how much, and how far people agree, for whoever runs this: `summary.json` beside the queue."""
