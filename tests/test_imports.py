@@ -27,7 +27,7 @@ ORDER = """
     learner
     scoring
     serve
-    evaluate logs result run_record plots report progress
+    metrics evaluate logs result run_record plots report progress
     run_config resources heldout collector collector_client loop tune
     cli
 """.split()
