@@ -46,7 +46,12 @@ def test_plain_prompts_carry_reference_and_pair(tmp_path):
         for p in world.check_prompts()
         if "7." in p.text and "37" not in p.text and "17" not in p.text and "27" not in p.text
     )
-    assert (prompt.reference, prompt.pair, prompt.token_ids, dict(prompt.meta)) == ("It is 7.", ("yes", "no"), (), {"preferred": 0})
+    assert (prompt.reference, prompt.pair, prompt.token_ids, dict(prompt.meta)) == (
+        "It is 7.",
+        ("yes", "no"),
+        (),
+        {"preferred": 0},
+    )
     assert not world.has_truth and world.default_policy() is None
 
 
