@@ -16,14 +16,37 @@ oracle, collector, engines, scorers, learner. The fractions are places, not memo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from rayalign.errors import ConfigError
+from rayalign.agents import make_agent
+from rayalign.errors import ConfigError, did_you_mean
 
 POSTERIOR_SHARE = 0.03
 """Of the one GPU that the collector shares, where the agent has a posterior of its own."""
 STEP = 0.01
 """Shares are multiples of this."""
+
+
+def place(name: str, gpus: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The placement `collocated`, `split` or `laptop` for what a run of these settings starts.
+
+    `settings` has `agent`, the registered name, and perhaps `agent.*` and `oracle.kind`.
+    """
+    if name == "laptop":
+        return laptop()
+    known = {"collocated": collocated, "split": split}
+    if name not in known:
+        raise ConfigError(f"placement={name!r} is unknown. {did_you_mean(name, [*known, 'laptop'])}")
+    own = {key.removeprefix("agent."): value for key, value in settings.items() if key.startswith("agent.")}
+    agent = make_agent(settings["agent"], **own)
+    return known[name](
+        gpus,
+        oracle=settings.get("oracle.kind") == "reward_model",
+        posterior=hasattr(agent.config, "features"),
+        reference=agent.samples_reference(),
+        scorer=agent.needs_scorer(),
+    )
 
 
 def collocated(
