@@ -146,7 +146,8 @@ def recipe(
     }
     small = model == "gpt2"
     where = ("collocated" if small else "split") if placement == "paper" else placement
-    settings |= place(where, gpus or (1 if small else 8), settings)
+    fewest = 2 if where == "split" else 1
+    settings |= place(where, gpus or (fewest if small else 8), settings)
     if where != "laptop" and not small:
         settings |= {
             "learner.strategy": "zero3" if model == "llama-3-8b" else "zero2",
