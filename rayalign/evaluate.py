@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rayalign.errors import ConfigError
+from rayalign.metrics import find_metric
 from rayalign.serve.config import OracleConfig
 
 AGAINST = ("auto", "reference", "initial")
@@ -39,6 +40,9 @@ class EvaluationConfig:
     """Of the answers that are judged; 0 is greedy."""
     best_of_n: int = 0
     """Also answer with the agent's pick among so many samples and report its win rate; 0 or 1 does not."""
+    metrics: tuple[str, ...] = ()
+    """What else is measured of the same answers: `null_rate`, or import paths `package.module:NAME` of a
+    `rayalign.metrics.Metric`. Logged as `metric/...` beside the win rate; buys no labels."""
     at_start: bool = True
     """Evaluate the initial policy before the first label is bought."""
     oracle: OracleConfig | None = None
@@ -55,6 +59,8 @@ class EvaluationConfig:
             raise ConfigError(f"evaluation.temperature={self.temperature} must not be negative; 0 is greedy.")
         if self.best_of_n < 0:
             raise ConfigError(f"evaluation.best_of_n={self.best_of_n} must not be negative; 0 is off.")
+        for name in self.metrics:
+            find_metric(name)
 
 
 class Mean(NamedTuple):

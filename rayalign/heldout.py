@@ -20,6 +20,7 @@ from rayalign.errors import ConfigError
 from rayalign.evaluate import EvaluationConfig, win_rate
 from rayalign.ledger import Ledger
 from rayalign.logs import SAMPLES, read_evaluations
+from rayalign.metrics import Answered, find_metric, is_null
 from rayalign.purchase import Purchaser
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.engine import Sampling
@@ -80,6 +81,7 @@ class HeldOut:
             "num_prompts": len(scores),
             "mean_length": float(np.mean([len(answer.token_ids) for answer in answers])),
             "against": self.against,
+            **self._measured(pool, answers),
         }
         if self.world.has_truth:
             rewards = [self.world.reward(p, a.text) for p, a in zip(self.prompts, answers, strict=True)]
@@ -96,9 +98,28 @@ class HeldOut:
         return record
 
     # -- pieces ---------------------------------------------------------------------------------------------------
-    def _answers(self, pool: RolloutPool) -> list[Candidate]:
-        sampling = replace(self.sampling, n=1, temperature=self.config.temperature)
-        return [group[0] for group in pool.generate(self.prompts, sampling, seed=self.seed)]
+    def _answers(
+        self, pool: RolloutPool, prompts: Sequence[Prompt] | None = None, min_tokens: int = 0
+    ) -> list[Candidate]:
+        sampling = replace(self.sampling, n=1, temperature=self.config.temperature, min_tokens=min_tokens)
+        prompts = self.prompts if prompts is None else prompts
+        return [group[0] for group in pool.generate(prompts, sampling, seed=self.seed)]
+
+    def _measured(self, pool: RolloutPool, answers: Sequence[Candidate]) -> dict[str, float]:
+        """The numbers of `evaluation.metrics`, as `metric/<name>`."""
+        metrics = [find_metric(name) for name in self.config.metrics]
+        spoken = list(answers)
+        empty = [i for i, answer in enumerate(answers) if is_null(answer)]
+        if empty and any(metric.spoken for metric in metrics):
+            said = self._answers(pool, [self.prompts[i] for i in empty], min_tokens=1)
+            for i, answer in zip(empty, said, strict=True):
+                spoken[i] = answer
+        answered = [
+            Answered(prompt=prompt, answer=answer, spoken=out_loud)
+            for prompt, answer, out_loud in zip(self.prompts, answers, spoken, strict=True)
+        ]
+        found = [metric.measure(answered) for metric in metrics]
+        return {f"metric/{name}": float(value) for numbers in found for name, value in numbers.items()}
 
     def _best_of_n(self, pool: RolloutPool, agent: Agent, version: int, greedy: Sequence[Candidate]) -> list[Candidate]:
         sampling = replace(self.sampling, n=self.config.best_of_n)

@@ -108,6 +108,7 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
         ("policy", _setting(record.settings.get("policy", "?"))),
         ("opponent", str(last.get("against", "not evaluated"))),
         ("labels for evaluation", f"{record.result.get('labels_spent_on_evaluation', 0):,}, counted apart"),
+        *_metrics(record),
         *([("win rate, best of n", f"{picked:.3f}, by the agent's own choice")] if picked is not None else []),
         *crossings,
         *_times(record),
@@ -127,6 +128,19 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
         "samples": answers(record),
         "settings": [(name, _setting(value)) for name, value in record.settings.items()],
     }
+
+
+def _metrics(record: RunRecord) -> list[tuple[str, str]]:
+    """The other numbers of the first and of the last evaluation."""
+    if not record.evaluations:
+        return []
+    first, last = record.evaluations[0], record.evaluations[-1]
+    names = [name for name in last if name.startswith("metric/")]
+    shown = {name: [row.get(name) for row in (first, last)] for name in names}
+    return [
+        (name.removeprefix("metric/"), " -> ".join("unknown" if v is None else f"{v:.3f}" for v in values))
+        for name, values in shown.items()
+    ]
 
 
 def _judges(record: RunRecord) -> list[Table]:

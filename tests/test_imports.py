@@ -27,8 +27,8 @@ ORDER = """
     learner
     scoring
     serve
-    evaluate logs result run_record plots report progress
-    run_config resources heldout collector collector_client loop tune
+    metrics evaluate logs result run_record plots report progress
+    run_config resources placement recipe heldout collector collector_client loop tune
     cli
 """.split()
 """Each file or folder of the package may import those before it; `rayalign/__init__.py` imports lazily, exempt."""

@@ -20,6 +20,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -31,7 +32,7 @@ from torch import Tensor
 from rayalign.agents.agent import Agent, Choice, Proposal
 from rayalign.agents.losses import PairLogProbs
 from rayalign.agents.optimism import OptimismConfig, Terms, averaged_over_prompts, carrier, optimistic_dpo, with_terms
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, did_you_mean
 from rayalign.types import Candidate, LabelSource, Preference, Prompt
 
 Comparison = tuple[int, int, float]
@@ -51,7 +52,13 @@ class SELMConfig(OptimismConfig):
     batches_per_iteration: int = 10
     """Batches in an iteration; about the budget / (iterations * loop.batch_size)."""
     final_learning_rate: float = 0.2
-    """Learning rate of the last iteration as a share of the first's, reached in equal steps; 1 never decays."""
+    """Learning rate of the last iteration as a share of the first's; 1 never decays."""
+    decay: str = "linear"
+    """How it gets there: `linear`, in equal steps; `last`, at the last iteration alone."""
+    warmup: float = 0.0
+    """Share of each iteration's batches over which its learning rate rises linearly to its peak; 0 starts there."""
+    cycle: str = "constant"
+    """After that, within each iteration: `constant`, or `cosine` down to 0 at its end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +69,11 @@ class SELMConfig(OptimismConfig):
                 raise ConfigError(f"agent.{name}={getattr(self, name)} must be at least 1.")
         if not 0 < self.final_learning_rate <= 1:
             raise ConfigError(f"agent.final_learning_rate={self.final_learning_rate} must be in (0, 1].")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"agent.warmup={self.warmup} must be in [0, 1): it is a share of an iteration.")
+        for name, known in (("decay", ("linear", "last")), ("cycle", ("constant", "cosine"))):
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"agent.{name}={value!r} is unknown. {did_you_mean(value, known)}")
 
 
 class SELM(Agent):
@@ -114,9 +126,20 @@ class SELM(Agent):
         return self.iteration(batch) * self.config.batches_per_iteration
 
     def learning_rate_factor(self, batch: int) -> float:
-        """From 1 down to `final_learning_rate` in equal steps, one an iteration."""
-        steps = max(1, self.config.iterations - 1)
-        return 1 - (1 - self.config.final_learning_rate) * self.iteration(batch) / steps
+        """The peak of the iteration, from 1 down to `final_learning_rate`, times where the batch is in its cycle."""
+        config, t = self.config, self.iteration(batch)
+        last = max(1, config.iterations - 1)
+        fallen = t / last if config.decay == "linear" else float(t == last)
+        return (1 - (1 - config.final_learning_rate) * fallen) * self._cycle(batch - t * config.batches_per_iteration)
+
+    def _cycle(self, place: int) -> float:
+        """Warm-up and cosine, in [0, 1], at batch number `place` of an iteration."""
+        n = self.config.batches_per_iteration
+        rising = round(self.config.warmup * n)
+        if place < rising:
+            return (place + 1) / rising
+        done = min(1.0, (place - rising) / (n - rising))
+        return 0.5 * (1 + math.cos(math.pi * done)) if self.config.cycle == "cosine" else 1.0
 
     def loss(self, pairs: PairLogProbs) -> Tensor:
         """Line 4, term by term."""

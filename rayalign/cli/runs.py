@@ -12,6 +12,7 @@ import typer
 from rayalign.cli.app import Budget, Changes, Policy, RunDir, Seed, Staleness, app, plain_errors
 from rayalign.config import flatten
 from rayalign.errors import ConfigError
+from rayalign.recipe import Recipe, describe_choices, settings_of, split_choices
 
 SHORT_NAMES = {"budget": "loop.budget", "seed": "loop.seed", "max_staleness": "loop.max_staleness"}
 """What `rayalign.run` takes as arguments of its own, and the settings that they are."""
@@ -31,8 +32,9 @@ def run(
 ) -> None:
     """Spend a budget of labels: run a tuned example, or an agent in an environment."""
     named = {"env": env, "policy": policy, "run_dir": run_dir, "budget": budget, "seed": seed}
-    base = load_example(what) if what.endswith(".py") else {"agent": what}
-    start(base, [*read_changes(changes), *_given(max_staleness=max_staleness, **named)])
+    choices, others = split_choices(read_changes(changes))
+    base = load_example(what, choices) if what.endswith(".py") else settings_of({"agent": what}, choices)
+    start(base, [*others, *_given(max_staleness=max_staleness, **named)])
 
 
 @app.command()
@@ -60,8 +62,8 @@ def report(
     typer.echo(str(write_report(run_dirs, out)))
 
 
-def run_example(config: Mapping[str, Any]) -> Any:
-    """Run a tuned example's `CONFIG` with what `sys.argv` adds, as `rayalign run FILE.py` would.
+def run_example(config: Mapping[str, Any] | Recipe) -> Any:
+    """Run a tuned example's `CONFIG`, a dict or a `rayalign.recipe`, with what `sys.argv` adds, as `rayalign run` does.
 
     A tuned example ends with `if __name__ == "__main__": run_example(CONFIG)`, so that
     `python tuned_examples/x.py --set agent.k=3` and `ray job submit` work. Returns the run's `Result`.
@@ -69,7 +71,9 @@ def run_example(config: Mapping[str, Any]) -> Any:
     results: list[Any] = []
     example = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
-    @example.command(help=f"Run {config.get('agent', 'the example')} as set in this file.")
+    about = f"Run {settings_of(config).get('agent', 'the example')} as set in this file. {describe_choices(config)}"
+
+    @example.command(help=about.strip())
     @plain_errors
     def command(
         env: Annotated[str | None, typer.Option(help="Another registered environment.")] = None,
@@ -81,7 +85,9 @@ def run_example(config: Mapping[str, Any]) -> Any:
         changes: Changes = None,
     ) -> None:
         named = {"env": env, "policy": policy, "run_dir": run_dir, "budget": budget, "seed": seed}
-        results.append(start(config, [*read_changes(changes), *_given(max_staleness=max_staleness, **named)]))
+        choices, others = split_choices(read_changes(changes))
+        base = settings_of(config, choices)
+        results.append(start(base, [*others, *_given(max_staleness=max_staleness, **named)]))
 
     try:
         example()
@@ -101,16 +107,16 @@ def start(base: Mapping[str, Any], changes: Sequence[tuple[str, Any]]) -> Any:
     return run_loop(settings.pop("agent"), settings.pop("env", "rayalign/TinyWorld-v0"), **settings)
 
 
-def load_example(file: str) -> dict[str, Any]:
-    """The dict `CONFIG` of a Python file, which is executed for it."""
+def load_example(file: str, choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings in `CONFIG` of a Python file, which is executed for it; `choices` are for a `rayalign.recipe`."""
     if not Path(file).is_file():
         raise ConfigError(f"{file!r} is not a file. Name a tuned example, or an agent (`rayalign agents` lists them).")
     config = runpy.run_path(file, run_name="rayalign_example").get("CONFIG")
-    if not isinstance(config, Mapping):
+    if not isinstance(config, Mapping) and not callable(config):
         raise ConfigError(
             f"{file!r} does not define CONFIG, a dict of settings such as dict(agent='sea', budget=2000)."
         )
-    return dict(config)
+    return settings_of(config, choices)
 
 
 def read_changes(changes: Iterable[str] | None) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@
     Parquet   *.parquet, or a folder of them               the columns                         ray.data.read_parquet
     datasets  a Dataset, a saved one's folder, or a name   the columns                         ray.data.from_huggingface
 
-Whatever the source, each row then goes through `to_prompt`.
+Whatever the source, each row then goes through `Source.prompts`: through its format if it has one, then `to_prompt`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from rayalign.env.formats import Format
 from rayalign.errors import DataError
 from rayalign.types import Prompt
+
+PREFERRED = "preferred"
+"""Key of `Prompt.meta`: index of the response of `Prompt.pair` that the data says is better."""
 
 JSON_ENDINGS, PARQUET_ENDINGS = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq")
 
@@ -38,7 +42,8 @@ class Columns:
     responses: str = "responses"
     """A list of two given responses."""
     chosen: str = "chosen"
-    """With `rejected`: two given responses, where `responses` is not there. Which was chosen is not used."""
+    """With `rejected`: two given responses, where `responses` is not there. Which was chosen is known to
+    `oracle.kind=data` alone."""
     rejected: str = "rejected"
     """See `chosen`."""
 
@@ -47,22 +52,58 @@ class Columns:
         return self.prompt, self.reference, self.responses, self.chosen, self.rejected
 
 
-def load_prompts(source: Any, columns: Columns, split: str = "train") -> list[Prompt]:
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where prompts come from, and how its rows are read."""
+
+    path: Any
+    """A file, a folder, a dataset's name or a `datasets.Dataset`."""
+    columns: Columns = field(default_factory=Columns)
+    """Which column is what; with a format, the names of its records, which are the default ones."""
+    split: str = "train"
+    """Datasets only: which part of it."""
+    revision: str = ""
+    """Datasets of a hub only: branch, tag or commit; empty is the newest."""
+    format: Format | None = None
+    """What makes records of rows; None: they are records."""
+
+    def names(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return self.columns.names() if self.format is None else tuple(self.format.schema.names)
+
+    def required(self) -> tuple[str, ...]:
+        """The columns that have to be there."""
+        if self.format is None:
+            return (self.columns.prompt,)
+        return tuple(name for name in self.format.schema.names if name not in self.format.optional)
+
+    def prompts(self, row: Mapping[str, Any], where: str) -> list[Prompt]:
+        """The prompts of one row. Raises `DataError` that begins with `where`."""
+        if self.format is None:
+            return [to_prompt(row, self.columns, where)]
+        try:
+            return [to_prompt(record, self.columns, where) for record in self.format.read(row)]
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{where}: {error} Its format is that of {self.format.data}.") from None
+
+
+def load_prompts(source: Source) -> list[Prompt]:
     """Every prompt of `source`, in its order. Raises `DataError` that names file, line or row, and column.
 
     Uses the Ray that is running; if none is, one is started for the time of reading.
     """
     with _ray():
-        return [
-            to_prompt(row, columns, where)
-            for where, row in _read(source, columns, split, check_source(source, columns, split))
-        ]
+        rows = _read(source, check_source(source))
+        return [prompt for where, row in rows for prompt in source.prompts(row, where)]
 
 
-def check_source(source: Any, columns: Columns, split: str = "train") -> str:
-    """What `source` is: `json`, `parquet` or `datasets`. Raises `DataError` for what can be seen without Ray."""
+def check_source(origin: Source) -> str:
+    """What `origin` is: `json`, `parquet` or `datasets`. Raises `DataError` for what can be seen without Ray."""
+    source = origin.path
     if hasattr(source, "column_names") and hasattr(source, "features"):
-        _check_columns(source.column_names, columns, "the dataset")
+        _check_columns(source.column_names, origin, "the dataset")
         if not len(source):
             raise DataError("the dataset has no rows.")
         return "datasets"
@@ -74,13 +115,13 @@ def check_source(source: Any, columns: Columns, split: str = "train") -> str:
     ending = path.suffix.lower()
     if path.is_dir() and not any(path.glob("*.parquet")):
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            return check_source(_saved(path, split), columns)
+            return check_source(replace(origin, path=_saved(path, origin.split)))
         raise DataError(f"env.path={str(source)!r} is a folder with neither Parquet files nor a saved dataset in it.")
     if path.is_dir() or ending in PARQUET_ENDINGS:
-        _check_parquet(path, columns)
+        _check_parquet(path, origin)
         return "parquet"
     if ending in JSON_ENDINGS:
-        _check_json(path, columns)
+        _check_json(path, origin)
         return "json"
     if path.exists():
         raise DataError(
@@ -109,13 +150,15 @@ def to_prompt(row: Mapping[str, Any], columns: Columns, where: str) -> Prompt:
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: field {columns.prompt!r} is not valid Unicode: {error}.") from error
     reference = row.get(columns.reference)
+    pair, preferred = _pair(row, columns, where)
+    meta: dict[str, Any] = {} if messages is None else {"messages": messages}
     return Prompt(
         id=digest,
         text=text,
         token_ids=(),
         reference=None if reference is None else _response(reference, columns.reference, where),
-        pair=_pair(row, columns, where),
-        meta={} if messages is None else {"messages": messages},
+        pair=pair,
+        meta=meta if preferred is None else {**meta, PREFERRED: preferred},
     )
 
 
@@ -141,7 +184,8 @@ def _response(value: Any, field: str, where: str) -> str:
     return value if isinstance(value, str) else _messages(value, field, where)[-1]["content"]
 
 
-def _pair(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, str] | None:
+def _pair(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[tuple[str, str] | None, int | None]:
+    """Two given responses, and the index of the one that the data says is better, where it has them."""
     responses = row.get(columns.responses)
     if responses is not None:
         if not isinstance(responses, Sequence) or isinstance(responses, str) or len(responses) != 2:
@@ -149,20 +193,22 @@ def _pair(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[str, st
                 f"{where}: field {columns.responses!r} is {responses!r:.80}; it must be a list of two responses."
             )
         first, second = (_response(response, columns.responses, where) for response in responses)
-        return first, second
+        preferred = row.get(PREFERRED)
+        return (first, second), preferred if preferred in (0, 1) else None
     chosen, rejected = row.get(columns.chosen), row.get(columns.rejected)
     if (chosen is None) != (rejected is None):
         there, missing = (columns.chosen, columns.rejected) if rejected is None else (columns.rejected, columns.chosen)
         raise DataError(f"{where}: field {there!r} is there, but {missing!r} is missing; a pair needs both.")
     if chosen is None:
-        return None
-    return _response(chosen, columns.chosen, where), _response(rejected, columns.rejected, where)
+        return None, None
+    return (_response(chosen, columns.chosen, where), _response(rejected, columns.rejected, where)), 0
 
 
 # -- checks before Ray --------------------------------------------------------------------------------------------
-def _check_json(path: Path, columns: Columns) -> None:
+def _check_json(path: Path, source: Source) -> None:
     """Every line by itself: Arrow's reader would tell neither the line nor the field."""
     kinds: dict[str, tuple[int, str]] = {}
+    lines = 0
     for number, line in _json_lines(path):
         where = f"{path} line {number}"
         try:
@@ -175,8 +221,9 @@ def _check_json(path: Path, columns: Columns) -> None:
             raise DataError(
                 f'{where} is a JSON {type(row).__name__}, not an object. Each line is one, e.g. {{"prompt": "..."}}.'
             )
-        to_prompt(row, columns, where)
-        for name in columns.names():
+        lines += 1
+        source.prompts(row, where)
+        for name in source.columns.names() if source.format is None else ():
             if row.get(name) is not None:
                 kind = "text" if isinstance(row[name], str) else "list"
                 first, expected = kinds.setdefault(name, (number, kind))
@@ -184,7 +231,7 @@ def _check_json(path: Path, columns: Columns) -> None:
                     raise DataError(
                         f"{where}: field {name!r} is a {kind}, but in line {first} it is a {expected}; use one form."
                     )
-    if not kinds:
+    if not lines:
         raise DataError(f'{path} is empty. Each line is one object, e.g. {{"prompt": "..."}}.')
 
 
@@ -200,7 +247,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path} is not UTF-8 text: {error}.") from error
 
 
-def _check_parquet(path: Path, columns: Columns) -> None:
+def _check_parquet(path: Path, source: Source) -> None:
     import pyarrow.dataset
 
     try:
@@ -210,17 +257,23 @@ def _check_parquet(path: Path, columns: Columns) -> None:
         raise DataError(f"env.path={str(path)!r} does not exist.") from None
     except pa.ArrowException as error:
         raise DataError(f"env.path={str(path)!r} can't be read as Parquet: {error}.") from error
-    _check_columns(dataset.schema.names, columns, str(path))
+    _check_columns(dataset.schema.names, source, str(path))
     if not num_rows:
         raise DataError(f"{path} is empty: it has no rows.")
 
 
-def _check_columns(names: Sequence[str], columns: Columns, where: str) -> None:
-    if columns.prompt not in names:
+def _check_columns(names: Sequence[str], source: Source, where: str) -> None:
+    missing = [name for name in source.required() if name not in names]
+    if not missing:
+        return
+    there = ", ".join(map(repr, names))
+    if source.format is not None:
         raise DataError(
-            f"{where} has no column {columns.prompt!r}, but {', '.join(map(repr, names))}. Set env.prompt_column to "
-            "the one with the prompts."
+            f"{where} has no column {missing[0]!r}, but {there}. env.format reads the columns of {source.format.data}."
         )
+    raise DataError(
+        f"{where} has no column {missing[0]!r}, but {there}. Set env.prompt_column to the one with prompts."
+    )
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -249,26 +302,27 @@ class _ray:
             ray.shutdown()
 
 
-def _read(source: Any, columns: Columns, split: str, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(origin: Source, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows in order, each with the words for where it is."""
     import ray.data
 
+    source = origin.path
     name = "the dataset" if not isinstance(source, str | os.PathLike) else str(source)
     if kind == "json":
         import pyarrow.json
 
         parse = pyarrow.json.ParseOptions(
-            explicit_schema=_json_schema(Path(source), columns), unexpected_field_behavior="ignore"
+            explicit_schema=_json_schema(Path(source), origin), unexpected_field_behavior="ignore"
         )
         data = ray.data.read_json(str(source), file_extensions=None, parse_options=parse)
     elif kind == "parquet":
         import pyarrow.dataset
 
         there = pyarrow.dataset.dataset(str(source), format="parquet").schema.names
-        data = ray.data.read_parquet(str(source), columns=[c for c in columns.names() if c in there])
+        data = ray.data.read_parquet(str(source), columns=[c for c in origin.names() if c in there])
     else:
-        rows = source if hasattr(source, "features") else _saved_or_named(source, columns, split)
-        data = ray.data.from_huggingface(rows)
+        rows = source if hasattr(source, "features") else _saved_or_named(origin)
+        data = ray.data.from_huggingface(rows.select_columns([c for c in origin.names() if c in rows.column_names]))
     data.context.execution_options.preserve_order = True
     data.context.enable_progress_bars = False
     number = 0
@@ -278,8 +332,11 @@ def _read(source: Any, columns: Columns, split: str, kind: str) -> Iterator[tupl
             yield f"{name} row {number}", row
 
 
-def _json_schema(path: Path, columns: Columns) -> pa.Schema:
+def _json_schema(path: Path, source: Source) -> pa.Schema:
     """The types of the columns, from the first row that has them: nothing is left to guess (dates, numbers)."""
+    if source.format is not None:
+        return source.format.schema
+    columns = source.columns
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     types: dict[str, pa.DataType] = {}
     for _, line in _json_lines(path):
@@ -307,18 +364,19 @@ def _saved(path: Path, split: str) -> Any:
     return _choose_split(loaded, split, str(path))
 
 
-def _saved_or_named(source: Any, columns: Columns, split: str) -> Any:
+def _saved_or_named(origin: Source) -> Any:
+    source, split = origin.path, origin.split
     if Path(source).is_dir():
         return _saved(Path(source), split)
     datasets = _datasets_library()
     try:
-        loaded = datasets.load_dataset(str(source), split=split)
+        loaded = datasets.load_dataset(str(source), split=split, revision=origin.revision or None)
     except Exception as error:  # no such name, no such split, no network: the library has a dozen types for it
         raise DataError(
             f"env.path={str(source)!r} is no file or folder here, and the datasets library can't load split "
             f"{split!r} of it: {error}"
         ) from error
-    check_source(loaded, columns)
+    check_source(replace(origin, path=loaded))
     return loaded
 
 

@@ -24,6 +24,8 @@ class Sampling:
     """Nucleus mass; 1 keeps the whole distribution."""
     max_tokens: int = 64
     """Longest response, in tokens, end-of-sequence counted."""
+    min_tokens: int = 0
+    """Tokens that come before end-of-sequence may be drawn; 0 allows a response of nothing else."""
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -34,6 +36,8 @@ class Sampling:
             raise ConfigError(f"rollout.top_p={self.top_p} must be in (0, 1].")
         if self.max_tokens < 1:
             raise ConfigError(f"rollout.max_tokens={self.max_tokens} must be at least 1.")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ConfigError(f"min_tokens={self.min_tokens} must be from 0 to max_tokens={self.max_tokens}.")
 
 
 def prompt_seed(seed: int, position: int) -> int:

@@ -118,6 +118,8 @@ class TransformersEngine:
         finished = torch.zeros(rows, dtype=torch.bool, device=device)
         row = torch.arange(rows, device=device)  # which response each decoded row is
         for t in range(sampling.max_tokens):
+            if t < sampling.min_tokens:
+                logits = logits.masked_fill(is_eos[: logits.shape[-1]], -torch.inf)
             token, logprob = sample(logits, sampling, None if noise_RT is None else noise_RT[row, t])
             tokens[row, t], logprobs[row, t] = token, logprob
             ended = is_eos[token] & ~finished[row]

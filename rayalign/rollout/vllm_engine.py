@@ -88,6 +88,7 @@ class VllmEngine:
                 temperature=sampling.temperature,
                 top_p=1.0 if greedy else sampling.top_p,
                 max_tokens=sampling.max_tokens,
+                min_tokens=sampling.min_tokens,
                 seed=prompt_seed(seed, position),
                 logprobs=0,  # of the sampled token alone
                 stop_token_ids=list(self.eos_ids),

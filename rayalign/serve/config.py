@@ -15,9 +15,9 @@ class OracleConfig:
     """Who says which response is better, and how many of them work at the same time."""
 
     kind: str = "world"
-    """`world` (the environment's own hidden reward), `function` (yours), `reward_model` (Hugging Face), `judge` (a
-    language model behind an OpenAI-compatible endpoint), `human` (people, on a page), or the import path
-    `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
+    """`world` (the environment's own hidden reward), `data` (what preference data says of its own pairs), `function`
+    (yours), `reward_model` (Hugging Face), `judge` (a language model behind an OpenAI-compatible endpoint), `human`
+    (people, on a page), or the import path `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
     target: str = ""
     """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; judge: the model's
     name at its endpoint; else unused."""

@@ -21,7 +21,7 @@ class JudgeConfig:
     """Name of the environment variable that holds the key, never the key itself; empty: the endpoint needs none."""
     template: str = "chat"
     """What is asked: `chat`, `summary`, or your own text with `{prompt}`, `{first}`, `{second}`, and perhaps `{answer}`
-    where the rules for the answer go; without it your text has to give them."""
+    where the rules for the answer go (without it your text has to give them) and `{reference}`, the data's response."""
     verdict: str = "logprobs"
     """`logprobs`: P(first wins) from the first token's log-probabilities of 0 and 1. `text`: A, B, C (a tie, one half)
     or X (an abstention) as the last line of what the judge writes."""

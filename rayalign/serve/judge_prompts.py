@@ -92,8 +92,9 @@ def question(template: str, verdict: str, prompt: Prompt, first: str, second: st
     Everything is put in its place at the same time, so that a response that says "{second}" stays what it is.
     """
     texts = {"prompt": _conversation(prompt), "first": first, "second": second, "answer": ANSWERS[verdict]}
+    texts["reference"] = prompt.reference or ""
     template = TEMPLATES.get(template, template)
-    return re.sub(r"\{(prompt|first|second|answer)\}", lambda place: texts[place[1]], template)
+    return re.sub(r"\{(prompt|first|second|answer|reference)\}", lambda place: texts[place[1]], template)
 
 
 def _conversation(prompt: Prompt) -> str:

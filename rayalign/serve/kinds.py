@@ -80,6 +80,7 @@ class OracleKind:
 
 ORACLES: dict[str, OracleKind | str] = {
     "world": "rayalign.serve.oracles:WORLD",
+    "data": "rayalign.serve.recorded:DATA",
     "function": "rayalign.serve.oracles:FUNCTION",
     "reward_model": "rayalign.serve.reward_model:REWARD_MODEL",
     "judge": "rayalign.serve.judge:JUDGE",

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -195,3 +197,13 @@ def test_settings_are_checked(policy):
         Features(FeatureConfig(pooling="cls"), policy)
     with pytest.raises(ConfigError, match="dtype='float16'"):
         FeatureConfig(dtype="float16")
+
+
+def test_a_backbone_whose_weights_have_other_names_is_refused_rather_than_drawn_at_random(policy, encoder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(encoder, tmp_path / "wrapped")
+    file = tmp_path / "wrapped" / "model.safetensors"
+    save_file({f"ranker.{name}": tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"has no trained weights for .*they would be random numbers"):
+        Features(FeatureConfig(backbone=str(tmp_path / "wrapped")), policy)

@@ -173,6 +173,15 @@ def test_sampling_policy_and_reference_are_the_policy_at_the_iterations_start_an
     assert make_agent("selm", iterations=1).learning_rate_factor(99) == 1.0
 
 
+def test_the_learning_rate_falls_at_the_last_iteration_alone_and_warms_up_in_each_if_asked():
+    agent = make_agent("selm", iterations=3, batches_per_iteration=4, decay="last", warmup=0.5)
+    rates = [agent.learning_rate_factor(b) for b in range(14)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.5, 1, 1, 1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2])
+    cosine = make_agent("selm", iterations=2, batches_per_iteration=4, cycle="cosine", final_learning_rate=1.0)
+    half, most = 0.5 * (1 + math.cos(math.pi / 4)), 0.5 * (1 + math.cos(3 * math.pi / 4))
+    assert [cosine.learning_rate_factor(b) for b in range(9)] == pytest.approx([1, half, 0.5, most] * 2 + [0])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -180,6 +189,9 @@ def test_sampling_policy_and_reference_are_the_policy_at_the_iterations_start_an
         ({"iterations": 0}, "agent.iterations=0"),
         ({"batches_per_iteration": 0}, "agent.batches_per_iteration=0"),
         ({"final_learning_rate": 0.0}, "agent.final_learning_rate=0.0"),
+        ({"warmup": 1.0}, "agent.warmup=1.0 must be in"),
+        ({"decay": "lats"}, "agent.decay='lats' is unknown. Did you mean 'last'"),
+        ({"cycle": "cosin"}, "agent.cycle='cosin' is unknown. Did you mean 'cosine'"),
     ],
 )
 def test_settings_are_checked(settings, message):

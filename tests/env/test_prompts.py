@@ -7,8 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from dataset_rows import ROWS, write_rows
+from random_policies import save_tokenizer
 
 from rayalign.env import make_world
+from rayalign.env.formats import FORMATS
 from rayalign.env.prompts import Prompts
 from rayalign.errors import ConfigError, DataError
 
@@ -46,7 +49,12 @@ def test_plain_prompts_carry_reference_and_pair(tmp_path):
         for p in world.check_prompts()
         if "7." in p.text and "37" not in p.text and "17" not in p.text and "27" not in p.text
     )
-    assert (prompt.reference, prompt.pair, prompt.token_ids, dict(prompt.meta)) == ("It is 7.", ("yes", "no"), (), {})
+    assert (prompt.reference, prompt.pair, prompt.token_ids, dict(prompt.meta)) == (
+        "It is 7.",
+        ("yes", "no"),
+        (),
+        {"preferred": 0},
+    )
     assert not world.has_truth and world.default_policy() is None
 
 
@@ -182,3 +190,74 @@ def test_a_bad_row_of_a_binary_format_is_named_by_its_number(tmp_path):
 def test_holding_out_everything_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no training prompt left"):
         Prompts(jsonl(tmp_path / "p.jsonl", PLAIN[:1])).prompt(0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_known_dataset_reads_the_same_out_of_json_lines_and_parquet(tmp_path, name):
+    lines, table = (Prompts(write_rows(tmp_path / f"p.{end}", name), format=name) for end in ("jsonl", "parquet"))
+    assert len(lines.check_prompts()) + len(lines.heldout(99)) == 24
+    assert lines.check_prompts() == table.check_prompts() and lines.heldout(99) == table.heldout(99)
+
+
+def test_a_known_dataset_reads_the_same_out_of_the_datasets_library(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([ROWS["webgpt"](i) for i in range(24)])
+    assert Prompts(rows, format="webgpt").check_prompts() == (
+        Prompts(write_rows(tmp_path / "p.jsonl", "webgpt"), format="webgpt").check_prompts()
+    )
+
+
+def test_held_out_prompts_may_be_another_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    parts = {"train": PLAIN[:30], "test": PLAIN[25:]}
+    both = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+    both.save_to_disk(tmp_path / "p")
+    world = Prompts(tmp_path / "p", heldout_split="test")
+    assert [p.text for p in world.heldout(99)] == [row["prompt"] for row in PLAIN[25:]]
+    assert len(world.check_prompts()) == 25, "what is held out is no training prompt"
+    with pytest.raises(DataError, match=r"has no split 'tset', but 'train', 'test'"):
+        Prompts(tmp_path / "p", heldout_split="tset")
+
+
+def test_only_the_first_prompts_are_taken_where_there_is_a_limit(tmp_path):
+    world = Prompts(jsonl(tmp_path / "p.jsonl", PLAIN), heldout=0, limit=7)
+    assert [p.text for p in world.check_prompts()] == [row["prompt"] for row in PLAIN[:7]]
+    assert {world.prompt(i).text for i in range(50)} == {row["prompt"] for row in PLAIN[:7]}
+
+
+def test_every_pair_of_a_prompt_is_a_training_prompt_if_asked_for(tmp_path):
+    rows = [
+        {"prompt": f"p{i}", "chosen": f"good {j}", "rejected": "bad"} for i in range(10) for j in (0, 1, 1)
+    ]  # each prompt with two different pairs, one of them twice
+    path = jsonl(tmp_path / "p.jsonl", rows)
+    assert len(Prompts(path, heldout=0.2).check_prompts()) == 8
+    world = Prompts(path, heldout=0.2, every_pair=True)
+    training, heldout = world.check_prompts(), world.heldout(99)
+    assert len(training) == 16 and len({p.id for p in training}) == 16 and len(heldout) == 2
+    assert not {p.text for p in training} & {p.text for p in heldout}
+
+
+def test_rows_with_too_many_tokens_are_left_out(tmp_path):
+    save_tokenizer(tmp_path / "tokenizer")
+    rows = [{"prompt": "w1 " * n, "chosen": "w2 " * m, "rejected": "w3"} for n in (1, 2, 3) for m in (1, 5)]
+    settings = {"path": jsonl(tmp_path / "p.jsonl", rows), "heldout": 0, "every_pair": True}
+    settings["tokenizer"] = str(tmp_path / "tokenizer")
+    found = Prompts(**settings, max_prompt_tokens=2).check_prompts()
+    assert [len(p.text.split()) for p in found] == [1, 1, 2, 2]
+    found = Prompts(**settings, max_prompt_tokens=2, max_row_tokens=6).check_prompts()
+    assert [(len(p.text.split()), len(p.pair[0].split())) for p in found] == [(1, 1), (1, 5), (2, 1)]
+    with pytest.raises(ConfigError, match=r"count tokens of env\.tokenizer, which is not set"):
+        Prompts(settings["path"], max_prompt_tokens=2)
+    with pytest.raises(DataError, match=r"env\.tokenizer='.*nowhere' can't be loaded"):
+        Prompts(**{**settings, "tokenizer": str(tmp_path / "nowhere")}, max_prompt_tokens=2).prompt(0)
+
+
+def test_a_format_knows_its_columns_and_says_which_is_missing(tmp_path):
+    path = jsonl(tmp_path / "p.jsonl", PLAIN)
+    with pytest.raises(ConfigError, match=r"env\.format='hh' knows its columns"):
+        Prompts(path, format="hh", prompt_column="question")
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "p.parquet")
+    with pytest.raises(DataError, match=r"has no column 'chosen', but 'prompt'\..*Anthropic/hh-rlhf"):
+        Prompts(tmp_path / "p.parquet", format="hh")
+    with pytest.raises(DataError, match=r"line 1: field 'score_A' is None.*stanfordnlp/SHP"):
+        Prompts(path, format="shp")

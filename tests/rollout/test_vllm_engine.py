@@ -176,3 +176,11 @@ def test_an_adapter_is_loaded_alone_and_read_back(policy, prompts):
         changed = pack(2, state | {name: state[name] * 1.1}, adapter=weights.adapter)
         found = inside(pool, lambda engine, w: engine._ask_workers("rayalign_read_back_adapter", w, 3), changed)
         assert found == "model.layers.1.self_attn.v_proj.lora_B.weight is not what was sent"
+
+
+def test_a_response_that_must_not_be_empty_is_none(pool, prompts):
+    sampling = Sampling(n=40, temperature=2.0, max_tokens=2, min_tokens=1)
+    first = [c.token_ids[0] for group in pool.generate(prompts, sampling, seed=3) for c in group]
+    assert 1 not in first
+    free = pool.generate(prompts, dataclasses.replace(sampling, min_tokens=0), seed=3)
+    assert any(c.token_ids[0] == 1 for group in free for c in group), "else there is nothing to forbid"

@@ -346,6 +346,8 @@ def test_an_order_that_was_answered_is_not_asked_again_by_another_replica(tmp_pa
 def test_what_responses_say_of_placeholders_stays_what_it_is():
     text = question(TEMPLATE, "text", Prompt(id="p", text="{first}", token_ids=()), "{second}{answer}", "{prompt}\\1")
     assert text == "P[{first}] F[{second}{answer}] S[{prompt}\\1]"
+    known = Prompt(id="p", text="-", token_ids=(), reference="{first}")
+    assert question(TEMPLATE + "{reference}", "text", known, "a", "b") == "P[-] F[a] S[b]{first}"
 
 
 @pytest.mark.parametrize("template", ["chat", "summary"])

@@ -284,7 +284,9 @@ def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder
         described = AutoConfig.from_pretrained(where)
         shortened = _first_layers(described, config)
         with _quiet():  # that the head and the upper layers are left out is no news
-            model = AutoModel.from_pretrained(where, config=shortened, dtype=getattr(torch, config.dtype))
+            model, info = AutoModel.from_pretrained(
+                where, config=shortened, dtype=getattr(torch, config.dtype), output_loading_info=True
+            )
         if config.backbone != "policy":
             tokenizer = AutoTokenizer.from_pretrained(where)
     except ConfigError:
@@ -294,6 +296,13 @@ def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder
             f"agent.features.backbone={config.backbone!r} can't be loaded from {where!r}: {error} "
             "Name a Hugging Face model directory with its tokenizer, or 'policy'."
         ) from error
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)  # what no pooling here reads
+    if missing:
+        raise DataError(
+            f"agent.features.backbone={config.backbone!r} has no trained weights for {', '.join(missing[:3])}"
+            f"{' and others' if missing[3:] else ''}: they would be random numbers. Name a model whose weights are "
+            f"those of a {type(model).__name__}."
+        )
     model = model.to(device).eval().requires_grad_(False)
     # BERT and its kin can be loaded as causal models too; what can't be loaded as a masked one is a decoder.
     if type(described) in MODEL_FOR_MASKED_LM_MAPPING or type(described) not in MODEL_FOR_CAUSAL_LM_MAPPING:
