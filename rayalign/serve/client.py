@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayalign import errors
+from rayalign import errors, share
 from rayalign.env.labels import Oracle
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
@@ -178,13 +178,7 @@ def start_oracle(
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
     # The loop talks through handles. Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
-    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
-    if config.kind == "human":
-        from rayalign.serve.labelling.deployment import start_serve
-
-        start_serve(config.human, controller_options=quiet)
-    else:
-        serve.start(proxy_location="Disabled", controller_options=quiet)
+    share.outside(_start_serve, config)  # Serve outlives the run, whose placement group it must not depend on
     if name in serve.status().applications:
         serve.delete(name)
     app = build_app(config, factory, journal_dir)
@@ -198,6 +192,26 @@ def start_oracle(
         stop_oracle(name)
         raise
     return OracleClient(name, oracle_id, config)
+
+
+def _start_serve(config: OracleConfig) -> None:
+    """Serve itself, where it does not run yet."""
+    from ray import serve
+
+    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
+    if config.kind == "human":
+        from rayalign.serve.labelling.deployment import start_serve
+
+        start_serve(config.human, controller_options=quiet)
+        return
+    for attempt in range(3):
+        try:
+            serve.start(proxy_location="Disabled", controller_options=quiet)
+            return
+        except ValueError:  # another run of this cluster was faster
+            if attempt == 2:
+                raise
+            time.sleep(1.0)
 
 
 def stop_oracle(name: str, *, stop_serve: bool = True) -> None:
