@@ -32,6 +32,7 @@ import ray
 from ray import cloudpickle
 
 from rayalign import config as settings
+from rayalign import share
 from rayalign.agents import agent_class, make_agent
 from rayalign.agents.agent import Agent
 from rayalign.collector_client import CollectorClient
@@ -48,7 +49,7 @@ from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
 from rayalign.progress import Progress
 from rayalign.report import write_report
-from rayalign.resources import plan
+from rayalign.resources import beside_group, plan
 from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
@@ -72,7 +73,7 @@ FREE_TO_CHANGE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
     """A run that was checked and not yet started."""
 
     config: RunConfig
@@ -122,7 +123,32 @@ def run(
     """
     top = {"loop.budget": budget, "loop.seed": seed, "loop.max_staleness": max_staleness}
     given = settings.flatten(overrides) | {name: value for name, value in top.items() if value is not None}
-    plan_ = _prepare(agent, env, policy, run_dir, oracle, given)
+    return execute(new_run(agent, env, policy=policy, run_dir=run_dir, oracle=oracle, given=given))
+
+
+def resume(run_dir: str | Path, **overrides: Any) -> Result:
+    """Go on with an interrupted run, or with a finished one that got a larger `budget`.
+
+    Raises:
+        ConfigError: `run_dir` holds no run, or `overrides` change something that would make the bought labels
+            mean something else.
+    """
+    found = old_run(run_dir, **overrides)
+    return found if isinstance(found, Result) else execute(found)
+
+
+# ==== before anything is started ===============================================================================
+def new_run(
+    agent: str | Agent,
+    env: str | gymnasium.Env,
+    *,
+    policy: str | Path | None = None,
+    run_dir: str | Path | None = None,
+    oracle: Any = None,
+    given: Mapping[str, Any],
+) -> Plan:
+    """The checked plan of `run`, written to its directory; `given` are settings by dotted names."""
+    plan_ = prepare(agent, env, policy, run_dir, oracle, dict(given))
     folder = Path(plan_.config.run_dir)
     if (folder / "config.yaml").exists():
         raise ConfigError(
@@ -139,16 +165,11 @@ def run(
     if any(value is not None for value in custom.values()):
         (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
     (folder / "config.yaml").write_text(settings.to_yaml(plan_.config))
-    return _execute(plan_)
+    return plan_
 
 
-def resume(run_dir: str | Path, **overrides: Any) -> Result:
-    """Go on with an interrupted run, or with a finished one that got a larger `budget`.
-
-    Raises:
-        ConfigError: `run_dir` holds no run, or `overrides` change something that would make the bought labels
-            mean something else.
-    """
+def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
+    """The checked plan of `resume`, or the result where nothing is left to do."""
     folder = Path(run_dir).absolute()
     if not (folder / "config.yaml").exists():
         raise ConfigError(f"run_dir={str(folder)!r} holds no run (no config.yaml). Start one with `rayalign run`.")
@@ -176,20 +197,19 @@ def resume(run_dir: str | Path, **overrides: Any) -> Result:
     (folder / "config.yaml").write_text(settings.to_yaml(config))
     world = custom.get("world") or make_world(config.env, **config.env_kwargs)
     agent = type(agent)(config.agent)
-    plan_ = _Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle"))
+    plan_ = Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle"))
     _validate(plan_)
-    return _execute(plan_)
+    return plan_
 
 
-# ==== before anything is started ===============================================================================
-def _prepare(
+def prepare(
     agent: str | Agent,
     env: str | gymnasium.Env,
     policy: str | Path | None,
     run_dir: str | Path | None,
     oracle: Any,
     given: dict[str, Any],
-) -> _Plan:
+) -> Plan:
     """Settings from the classes' defaults, then the world's, then the user's; everything checked."""
     env_kwargs = {name.removeprefix("env."): given.pop(name) for name in list(given) if name.startswith("env.")}
     world = make_world(env, **env_kwargs)
@@ -214,7 +234,7 @@ def _prepare(
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(run_dir or config.run_dir or f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}")
     config = replace(config, policy=str(resolve_policy(policy)), run_dir=str(folder.absolute()))
-    return _Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
+    return Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
 
 def _named_oracle(given: dict[str, Any], oracle: Any) -> tuple[dict[str, Any], Any]:
@@ -236,7 +256,7 @@ def _named_oracle(given: dict[str, Any], oracle: Any) -> tuple[dict[str, Any], A
     return given | named, None
 
 
-def _oracles(plan_: _Plan, config: RunConfig) -> tuple[_Asked, _Asked | None]:
+def _oracles(plan_: Plan, config: RunConfig) -> tuple[_Asked, _Asked | None]:
     """Who labels, and who judges the evaluation if it is somebody else: config, and what makes it in a replica."""
     asked = _complete(config.oracle, Path(config.run_dir))
     labels = asked, oracle_factory(asked, plan_.world, plan_.oracle)
@@ -252,7 +272,7 @@ def _complete(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
     return oracle_kind(oracle.kind).complete(oracle, run_dir)
 
 
-def _validate(plan_: _Plan) -> None:
+def _validate(plan_: Plan) -> None:
     """Everything that can be known to be wrong before Ray is started and a label bought."""
     config, world = plan_.config, plan_.world
     _oracles(plan_, config)
@@ -265,8 +285,11 @@ def _validate(plan_: _Plan) -> None:
 
 
 # ==== the run ====================================================================================================
-def _execute(plan_: _Plan) -> Result:
-    """Start the parts from the oracle to the learner, wait for the learner, stop them in reverse."""
+def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = None) -> Result:
+    """Start the parts from the oracle to the learner, wait for the learner, stop them in reverse.
+
+    `on_start` is handed the collector as soon as there is one: to look at the run, to hold it or to break it off.
+    """
     folder = Path(plan_.config.run_dir)
     apps = [f"{kind}-{os.getpid()}-{time.time_ns()}" for kind in ("oracle", "evaluation")]
     with ExitStack() as stack:
@@ -275,9 +298,12 @@ def _execute(plan_: _Plan) -> Result:
         stack.callback(progress.close)
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
         own_cluster = stack.enter_context(_cluster())
-        config = plan(plan_.config, plan_.agent, ray.cluster_resources(), plan_.set_by_user)
+        lent = share.in_group()  # others' runs may be beside this one
+        config = plan(plan_.config, plan_.agent, share.resources(), plan_.set_by_user)
+        config = beside_group(config) if lent else config
         for app in apps:
-            stack.callback(stop_oracle, app, stop_serve=not own_cluster)  # our own cluster takes Serve with it
+            # Our own cluster takes Serve with it; runs beside this one may be about to use it.
+            stack.callback(stop_oracle, app, stop_serve=not own_cluster and not lent)
         asked, judging = _oracles(plan_, config)
         oracle = judge = start_oracle(*asked, name=apps[0], journal_dir=folder / "oracle")
         if notice := oracle_kind(asked[0].kind).notice(asked[0]):
@@ -286,6 +312,8 @@ def _execute(plan_: _Plan) -> Result:
             judge = start_oracle(*judging, name=apps[1], journal_dir=folder / "oracle-evaluation")
         collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
         stack.callback(collector.close)
+        if on_start is not None:
+            on_start(collector)
         setup = LearnerSetup(
             agent=plan_.agent,
             config=config.learner,

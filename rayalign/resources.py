@@ -14,6 +14,10 @@ from rayalign.errors import ResourceError
 from rayalign.run_config import RunConfig
 
 SMALLEST_CPU_SHARE = 0.05
+OUTSIDE = ("learner.", "oracle.")
+"""Roles that Ray places outside of the run's own placement group."""
+OUTSIDE_CPUS = 0.001
+"""What each learner worker reserves there all the same: a bundle can't be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,34 @@ def shares(config: RunConfig, agent: Agent) -> list[Share]:
         Share("learner.cpus_per_worker", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker),
         Share("oracle.cpus_per_replica", oracle.most_replicas, oracle.cpus_per_replica, oracle.gpus_per_replica),
     ]
+
+
+def bundles(
+    config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_user: Collection[str] = ()
+) -> list[dict[str, float]]:
+    """Bundles of a placement group that holds one run of `agent` (see `rayalign.share`): the driver's, which is empty,
+    one for each process, and room for the learner's and the oracle's CPUs; their GPUs are reserved beside the group.
+    """
+    planned = plan(config, agent, cluster, set_by_user)
+    found: list[dict[str, float]] = [{}]
+    room = 0.0
+    for share in shares(planned, agent):
+        if share.setting.startswith(OUTSIDE):
+            room += share.processes * share.cpus
+        elif share.cpus or share.gpus:
+            bundle = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+            found += [bundle] * share.processes
+    return [*found, *([{"CPU": round(room, 3)}] if room else [])]
+
+
+def beside_group(config: RunConfig) -> RunConfig:
+    """`config` of a run in a placement group: what Ray places outside of it reserves no CPUs a second time."""
+    learner = replace(
+        config.learner,
+        threads_per_worker=config.learner.threads_per_worker or max(1, int(config.learner.cpus_per_worker)),
+        cpus_per_worker=OUTSIDE_CPUS,
+    )
+    return replace(config, learner=learner, oracle=replace(config.oracle, cpus_per_replica=0.0))
 
 
 def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:

@@ -6,7 +6,7 @@ import pytest
 
 from rayalign.agents.agent import Agent, Proposal
 from rayalign.errors import ResourceError
-from rayalign.resources import plan, shares
+from rayalign.resources import beside_group, bundles, plan, shares
 from rayalign.run_config import RunConfig
 
 
@@ -68,3 +68,28 @@ def test_what_an_agent_needs_beside_one_pool_is_planned_for():
     assert cpus["rollout.cpus_per_replica"] == 2 and cpus["scorer.cpus_per_replica"] == 1
     planned = plan(RunConfig(), Demanding(), {"CPU": 2.0})
     assert 1.9 < sum(s.processes * s.cpus for s in shares(planned, Demanding())) <= 2.0
+
+
+def test_bundles_of_a_group_hold_every_process_and_room_for_what_ray_places_beside_it():
+    found = bundles(RunConfig(), Agent(), {"CPU": 64.0})
+    # collector 0.5, one engine 1.0; the learner's 1.0 and the oracle's 0.5 are room; the driver reserves nothing
+    assert found == [{}, {"CPU": 0.5}, {"CPU": 1.0}, {"CPU": 1.5}]
+
+
+def test_a_run_in_its_own_group_fits_into_the_bundles_that_were_made_for_it():
+    group = bundles(RunConfig(), Demanding(), {"CPU": 0.99})
+    total = sum(bundle.get("CPU", 0.0) for bundle in group)
+    planned = plan(RunConfig(), Demanding(), {"CPU": total})
+    assert 0.9 < total <= 0.99
+    assert planned.rollout.cpus_per_replica <= group[2]["CPU"]
+    outside = beside_group(planned)
+    assert (outside.oracle.cpus_per_replica, outside.learner.cpus_per_worker) == (0.0, 0.001)
+    assert outside.learner.threads_per_worker == 1
+
+
+def test_gpus_of_the_learner_are_not_in_the_group_and_those_of_engines_are():
+    config = RunConfig()
+    config = replace(config, rollout=replace(config.rollout, gpus_per_replica=0.5, num_replicas=2))
+    config = replace(config, learner=replace(config.learner, gpus_per_worker=1.0))
+    group = bundles(config, Agent(), {"CPU": 64.0, "GPU": 2.0})
+    assert [bundle.get("GPU", 0.0) for bundle in group] == [0.0, 0.0, 0.5, 0.5, 0.0]

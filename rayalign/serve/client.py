@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayalign import errors
+from rayalign import errors, share
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
@@ -194,12 +194,8 @@ def start_oracle(
     if journal_dir is not None:
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
-    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
     address = oracle_kind(config.kind).http(config)
-    if address is None:  # without proxies Serve opens no HTTP port, so that clusters don't collide on 8000
-        serve.start(proxy_location="Disabled", controller_options=quiet)
-    else:
-        _start_with_http(address, controller_options=quiet)
+    share.outside(_start_serve, address)  # Serve outlives the run, whose placement group it must not depend on
     if name in serve.status().applications:
         serve.delete(name)
     app = build_app(config, factory, journal_dir)
@@ -213,6 +209,25 @@ def start_oracle(
         stop_oracle(name)
         raise
     return OracleClient(name, oracle_id, config, late=late)
+
+
+def _start_serve(address: Address | None) -> None:
+    """Serve itself, where it does not run yet; with HTTP at `address`."""
+    from ray import serve
+
+    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
+    if address is not None:
+        _start_with_http(address, controller_options=quiet)
+        return
+    for attempt in range(3):
+        try:
+            # Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
+            serve.start(proxy_location="Disabled", controller_options=quiet)
+            return
+        except ValueError:  # another run of this cluster was faster
+            if attempt == 2:
+                raise
+            time.sleep(1.0)
 
 
 def stop_oracle(name: str, *, stop_serve: bool = True) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 import rayalign
 from rayalign.errors import ConfigError
-from rayalign.loop import _named_oracle, _prepare
+from rayalign.loop import _named_oracle, prepare
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import ORACLES, OracleKind, import_attribute, oracle_kind
 from rayalign.serve.oracles import oracle_factory
@@ -32,7 +32,7 @@ COIN = OracleKind(make=make_coin, defaults={"oracle.labels": "deterministic"})
 @pytest.mark.parametrize("name", ORACLES)
 def test_every_kind_can_be_imported_and_its_defaults_are_settings(name):
     kind = oracle_kind(name)
-    plan = _prepare("passive", "rayalign/Tabular-v0", None, "run", None, dict(kind.defaults))
+    plan = prepare("passive", "rayalign/Tabular-v0", None, "run", None, dict(kind.defaults))
     assert plan.config.oracle.kind == "world"
     assert import_attribute(kind.deployment, "deployment")
     config = kind.complete(OracleConfig(kind=name), Path("/somewhere"))
@@ -43,9 +43,9 @@ def test_a_kind_of_ones_own_is_an_import_path_or_an_entry(monkeypatch):
     assert oracle_kind(f"{__name__}:COIN").make is make_coin
     monkeypatch.setitem(ORACLES, "coin", COIN)
     assert oracle_factory(OracleConfig(kind="coin"))().id == "coin:0.5"
-    plan = _prepare("passive", "rayalign/Tabular-v0", None, "run", "coin", {})
+    plan = prepare("passive", "rayalign/Tabular-v0", None, "run", "coin", {})
     assert (plan.config.oracle.kind, plan.config.oracle.labels, plan.oracle) == ("coin", "deterministic", None)
-    plan = _prepare("passive", "rayalign/Tabular-v0", None, "run", "coin", {"oracle.labels": "bernoulli"})
+    plan = prepare("passive", "rayalign/Tabular-v0", None, "run", "coin", {"oracle.labels": "bernoulli"})
     assert plan.config.oracle.labels == "bernoulli", "what the user says comes last"
 
 

@@ -1,0 +1,43 @@
+"""A run in a part of a cluster: whoever starts the driver in a placement group lends it that group and nothing else.
+
+    cluster:  [ group of run A: driver, collector, engines, scorers, room for learner and oracle ]  [ group of run B ]
+
+Ray puts what the driver starts into the driver's own group, where the group was made to capture its children; Ray
+Tune's trials are such drivers. Two parts can't be caught: Ray Train reserves a group of its own for the learner's
+workers, and Serve places the oracle's replicas itself. Their CPUs are kept free inside the group, and outside of it
+they reserve next to nothing; GPUs they reserve as set, beside the group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.util import get_current_placement_group
+
+OUTSIDE_TIMEOUT_S = 120.0
+
+
+def in_group() -> bool:
+    """Whether this process has a placement group that its children are put into."""
+    return ray.is_initialized() and ray.get_runtime_context().should_capture_child_tasks_in_placement_group
+
+
+def resources() -> dict[str, float]:
+    """What a run that is started here may use: its placement group, or the whole cluster."""
+    if not in_group():
+        return ray.cluster_resources()
+    total: Counter[str] = Counter()
+    for bundle in get_current_placement_group().bundle_specs:
+        total.update(bundle)
+    return dict(total)
+
+
+def outside(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, called in a process that does not hand its placement group on, hence has none."""
+    if not in_group():
+        return function(*args)
+    call = ray.remote(num_cpus=0)(function).options(scheduling_strategy="DEFAULT")
+    return ray.get(call.remote(*args), timeout=OUTSIDE_TIMEOUT_S)
