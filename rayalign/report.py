@@ -5,6 +5,7 @@ run directories -> RunRecord -> facts, tables, figures -> report.html.j2 (everyt
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,7 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
         "tables": [
             Table("Summary", (), facts),
             *_judges(record),
+            *_people(record),
             Table("Where things are", (), where, note="Relative to the run's directory."),
         ],
         "figures": _figures(SINGLE, record, CAPTIONS, plots),
@@ -164,6 +166,27 @@ def _judges(record: RunRecord) -> list[Table]:
         note = "Position bias: P(shown first wins) - P(shown second wins), mean over duels asked in both orders."
         tables.append(Table(title, (), rows, note))
     return tables
+
+
+def _people(record: RunRecord) -> list[Table]:
+    """How much each annotator did, and how far they agree; nothing where no people were asked."""
+    folder = record.settings.get("oracle.human.folder") or record.path / "labelling"
+    try:
+        summary = json.loads((Path(folder) / "summary.json").read_text())
+    except (OSError, ValueError):
+        return []
+    rows = [
+        (name, f"{did['answered']:,} answered, {did['skipped']:,} skipped")
+        for name, did in summary["annotators"].items()
+    ]
+    for pair in summary["agreement"]:
+        beyond = "" if pair["kappa"] is None else f", Cohen's kappa {pair['kappa']:.2f}"
+        agreed = _share(pair["agreed"] / pair["shared"], pair["shared"], "duels that both judged")
+        rows.append((" and ".join(pair["annotators"]), f"agree on {agreed}{beyond}"))
+    if (alpha := summary["krippendorff_alpha"]) is not None:
+        rows.append(("all together", f"Krippendorff's alpha {alpha:.2f}"))
+    note = "Kappa and alpha: 0 is what chance brings, 1 full agreement; first, second and tie are three categories."
+    return [Table("People", (), rows, note)]
 
 
 def _share(share: float | None, of: int, what: str) -> str:

@@ -23,6 +23,7 @@ from rayalign.errors import ConfigError
 from rayalign.ledger import Ledger
 from rayalign.logs import read_timeline
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.oracles import oracle_factory
 
@@ -125,7 +126,13 @@ def test_labels_charged_are_rows_of_the_ledger_are_duels_that_two_people_voted_o
         assert preference.label == (0.5 if first == second else float(first > second))
 
     summary = json.loads((tmp_path / "run" / "labelling" / "summary.json").read_text())
-    assert summary["agreement"] == [{"annotators": ["ann", "bob"], "shared": asked, "agreed": asked}]
+    [pair] = summary["agreement"]
+    assert (pair["annotators"], pair["shared"], pair["agreed"]) == (["ann", "bob"], asked, asked)
+    assert pair["kappa"] == summary["krippendorff_alpha"] == 1.0
+    assert (
+        f"agree on 100.0% of {asked} duels that both judged, Cohen&#39;s kappa 1.00"
+        in (result.path / "report.html").read_text()
+    )
     written = [p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert not [token for token in TOKENS.values() if any(token.encode() in content for content in written)]
 
@@ -231,6 +238,10 @@ def test_settings_that_would_flip_coins_or_split_the_queue_are_refused(tmp_path)
         oracle_factory(OracleConfig(kind="human"))
     with pytest.raises(ConfigError, match=r"needs oracle\.human\.folder"):
         oracle_factory(OracleConfig(kind="human", labels="deterministic"))
+    with pytest.raises(ConfigError, match=r"asks no others"):
+        oracle_factory(
+            OracleConfig(kind="human", labels="deterministic", human=HumanConfig(aggregate="dawid_skene", folder="x"))
+        )
     with pytest.raises(ConfigError, match=r"choose one"):
         oracle_factory(OracleConfig(kind="human"), custom=len)
     with pytest.raises(ConfigError, match=r"evaluation\.oracle\.kind='human' needs a page of its own"):

@@ -6,7 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, did_you_mean
+from rayalign.serve.labelling.aggregate import AGGREGATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,10 @@ class HumanConfig:
     """Who labels on the page, where it is served, and when an answer counts. Only for `oracle.kind=human`."""
 
     annotators_per_duel: int = 1
-    """Votes a duel needs; the majority's is the label, a draw is a tie."""
+    """Votes a duel needs before it has a label."""
+    aggregate: str = "majority"
+    """How votes become a label: `majority` (a draw is a tie), or `dawid_skene`, which weighs annotators by how reliable
+    they have been so far (Dawid and Skene 1979; by crowd-kit)."""
     tokens_file: str = ""
     """A line `name token` per annotator, `#` begins a comment. Empty: one annotator, whose token is made and kept in
     the queue's folder; on a loopback host only."""
@@ -34,6 +38,10 @@ class HumanConfig:
     def __post_init__(self) -> None:
         if self.annotators_per_duel < 1:
             raise ConfigError(f"oracle.human.annotators_per_duel={self.annotators_per_duel} must be at least 1.")
+        if self.aggregate not in AGGREGATES:
+            raise ConfigError(
+                f"oracle.human.aggregate={self.aggregate!r} is unknown. {did_you_mean(self.aggregate, AGGREGATES)}"
+            )
         if not self.lease_s > 0:
             raise ConfigError(f"oracle.human.lease_s={self.lease_s} must be positive.")
         if not self.undo_s >= 0:

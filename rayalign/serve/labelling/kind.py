@@ -11,6 +11,7 @@ from rayalign.env.world import World
 from rayalign.errors import ConfigError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import Address, OracleKind
+from rayalign.serve.labelling.aggregate import check_aggregate
 from rayalign.serve.labelling.config import tokens_path
 
 WEEK_S = 7 * 24 * 3600.0
@@ -30,6 +31,7 @@ def check(config: OracleConfig, world: World | None) -> None:
             "oracle.kind='human' with oracle.labels='bernoulli' would flip a coin for every tie that people see; set "
             "oracle.labels=deterministic."
         )
+    check_aggregate(config.human.aggregate, config.human.annotators_per_duel)
     if config.most_replicas > 1:
         raise ConfigError(
             f"oracle.kind='human' has one queue, hence one replica; oracle.num_replicas={config.num_replicas} and "

@@ -11,6 +11,7 @@ from pathlib import Path
 from rayalign.env.labels import judge_late
 from rayalign.errors import ConfigError
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.labelling.aggregate import AGGREGATES
 from rayalign.serve.labelling.app import DEFAULT_GUIDELINES
 from rayalign.serve.labelling.config import tokens_path
 from rayalign.serve.labelling.queue import DuelQueue
@@ -41,11 +42,12 @@ class HumanOracle:
             annotators_per_duel=human.annotators_per_duel,
             lease_s=human.lease_s,
             undo_s=human.undo_s,
+            aggregate=AGGREGATES[human.aggregate],
         )
-        self.id = f"human:{human.annotators_per_duel}"
+        self.id = f"human:{human.annotators_per_duel}:{human.aggregate}"
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        """The majority's verdict on each duel, a failure where everybody skipped it."""
+        """What people say of each duel, taken together; a failure where everybody skipped it."""
         return judge_late(self, duels, self.timeout_s)
 
     def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
@@ -57,9 +59,11 @@ class HumanOracle:
 
     def _write_summary(self) -> None:
         """Who did how much, and how far people agree, for whoever runs this: `summary.json` beside the queue."""
+        pairs, alpha = self.queue.agreement()
         summary = {
             "annotators": {name: asdict(self.queue.progress(name)) for name in self.tokens.names},
-            "agreement": [asdict(pair) for pair in self.queue.agreement()],
+            "agreement": [asdict(pair) for pair in pairs],
+            "krippendorff_alpha": alpha,
         }
         new = self.folder / "summary.json.new"
         new.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

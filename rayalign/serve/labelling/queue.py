@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,21 @@ import pyarrow as pa
 
 from rayalign.arrow_log import ArrowLog
 from rayalign.errors import LabellingError
-from rayalign.serve.labelling.aggregate import VOTES, Agreement, agreement, majority
+from rayalign.serve.labelling.aggregate import (
+    VOTES,
+    Agreement,
+    Votes,
+    agreement,
+    by_majority,
+    krippendorff_alpha,
+)
 from rayalign.types import Duel, Verdict
 
 CHOICES = (*VOTES, "skip")
 """What an annotator may say of a duel."""
+
+HISTORY = 1000
+"""Duels from which annotators' reliability is estimated; more say hardly more, and take their time."""
 
 SCHEMA = pa.schema(
     [pa.field("time", pa.float64(), False), pa.field("event", pa.string(), False), pa.field("duel", pa.string(), False)]
@@ -84,6 +94,8 @@ class DuelQueue:
         annotators_per_duel: votes that a duel needs. Where too many skip it, fewer do; where all skip it, it fails.
         lease_s: seconds after which a duel that was handed out and not answered goes to somebody else.
         undo_s: seconds for which an annotator's last answer can be undone, and does not count yet.
+        aggregate: what makes the labels of some duels of all votes (see `aggregate.AGGREGATES`); it knows the last
+            `HISTORY` duels with votes.
         seed: of which response is shown left, by annotator and duel.
         clock: seconds since the epoch.
     """
@@ -96,12 +108,14 @@ class DuelQueue:
         annotators_per_duel: int = 1,
         lease_s: float = 900.0,
         undo_s: float = 20.0,
+        aggregate: Callable[[Votes, Collection[str]], dict[str, float]] = by_majority,
         seed: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.annotators = frozenset(annotators)
         self.annotators_per_duel, self.lease_s, self.undo_s, self.seed = annotators_per_duel, lease_s, undo_s, seed
-        self._clock = clock
+        self._aggregate, self._clock = aggregate, clock
+        self._settling = threading.Lock()
         self._mutex = threading.RLock()
         self._items: dict[str, _Item] = {}  # in the order in which they are asked
         self._open: dict[str, None] = {}  # ids without a verdict, same order
@@ -126,20 +140,36 @@ class DuelQueue:
                 elif known.texts != texts:
                     raise LabellingError(f"duel {duel.id} was put before with other texts; one id is one comparison.")
             self._record([{"event": "put", "duel": name, **row} for name, row in new.items()])
-            return self.verdicts([duel.id for duel in duels])
+        return self.verdicts([duel.id for duel in duels])
 
     def verdicts(self, ids: Iterable[str]) -> dict[str, Verdict]:
         """Those among `ids` that are settled. What is ripe is settled here, on disk first, and stays as it is."""
-        with self._mutex:
-            ids = [name for name in ids if name in self._items]
-            ripe = [(name, verdict) for name in ids if (verdict := self._ripe(name)) is not None]
-            self._record(
-                [
-                    {"event": "settle", "duel": name, "probability": verdict.probability, "failure": verdict.failure}
-                    for name, verdict in ripe
-                ]
-            )
-            return {name: verdict for name in ids if (verdict := self._items[name].verdict) is not None}
+        with self._settling:
+            with self._mutex:
+                ids = [name for name in ids if name in self._items]
+                ripe = [name for name in ids if self._is_ripe(name)]
+                votes = self._votes(ripe)
+            # What is ripe gets no more votes, so that annotators need not wait while labels are made.
+            voted = [name for name in ripe if name in votes]
+            labels = self._aggregate(votes, voted) if voted else {}
+            with self._mutex:
+                failed = {name: "skipped by every annotator" for name in ripe if name not in labels}
+                self._record(
+                    [
+                        {"event": "settle", "duel": name, "probability": labels.get(name), "failure": failed.get(name)}
+                        for name in ripe
+                    ]
+                )
+                return {name: verdict for name in ids if (verdict := self._items[name].verdict) is not None}
+
+    def _votes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The votes on `names` and on the last duels that have some."""
+        votes = {name: self._items[name].votes for name in names}
+        for name, item in reversed(self._items.items()):
+            if len(votes) >= HISTORY:
+                break
+            votes.setdefault(name, item.votes)
+        return {name: by_annotator for name, by_annotator in votes.items() if by_annotator}
 
     # -- an annotator's side --------------------------------------------------------------------------------------
     def take(self, annotator: str) -> Task | None:
@@ -226,10 +256,11 @@ class DuelQueue:
                 settled=len(self._items) - len(self._open),
             )
 
-    def agreement(self) -> list[Agreement]:
-        """How far every two annotators agree on what both voted on."""
+    def agreement(self) -> tuple[list[Agreement], float | None]:
+        """How far every two annotators agree on what both voted on, and all of them: Krippendorff's alpha."""
         with self._mutex:
-            return agreement([item.votes for item in self._items.values()])
+            votes = {name: item.votes for name, item in self._items.items()}
+        return agreement(votes.values()), krippendorff_alpha(votes)
 
     # -- rules ----------------------------------------------------------------------------------------------------
     def _check(self, annotator: str) -> None:
@@ -249,17 +280,12 @@ class DuelQueue:
     def _may_take(self, name: str, annotator: str) -> bool:
         return annotator not in self._items[name].answers and self._has_room(name)
 
-    def _ripe(self, name: str) -> Verdict | None:
-        """The verdict of an open duel that has all the votes it will get, none of which can be undone."""
+    def _is_ripe(self, name: str) -> bool:
+        """Whether an open duel has all the votes it will get, none of which can be undone."""
         item = self._items[name]
         if item.verdict is not None or any(self.undoable(who) == name for who in item.answers):
-            return None
-        votes = item.votes.values()
-        if len(votes) < self.annotators_per_duel and self.annotators - item.answers.keys():
-            return None
-        if not votes:
-            return Verdict(duel_id=name, failure="skipped by every annotator")
-        return Verdict(duel_id=name, probability=majority(votes))
+            return False
+        return len(item.votes) >= self.annotators_per_duel or not self.annotators - item.answers.keys()
 
     def _draw_left(self, annotator: str, duel: str) -> str:
         digest = hashlib.blake2b(f"{self.seed}:{annotator}:{duel}".encode(), digest_size=1).digest()

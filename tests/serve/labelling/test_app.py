@@ -148,7 +148,14 @@ def test_an_address_that_others_can_reach_needs_tokens(host):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"annotators_per_duel": 0}, {"lease_s": 0.0}, {"undo_s": float("nan")}, {"port": 0}, {"annotators_per_duel": 2}],
+    [
+        {"annotators_per_duel": 0},
+        {"aggregate": "mean"},
+        {"lease_s": 0.0},
+        {"undo_s": float("nan")},
+        {"port": 0},
+        {"annotators_per_duel": 2},
+    ],
 )
 def test_bad_settings_are_named(settings):
     with pytest.raises(ConfigError, match=rf"oracle\.human\.{next(iter(settings))}="):

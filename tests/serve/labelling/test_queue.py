@@ -1,12 +1,13 @@
 """The queue of duels: what is on disk, who is asked what, and what a crash can't take away."""
 
+import random
 import shutil
 import threading
 
 import pytest
 
 from rayalign.errors import LabellingError, LedgerError
-from rayalign.serve.labelling.aggregate import Agreement, majority
+from rayalign.serve.labelling.aggregate import Agreement, agreement, by_dawid_skene, krippendorff_alpha, majority
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.types import Candidate, Duel, Prompt
 
@@ -317,9 +318,73 @@ def test_agreement_counts_the_same_votes_on_shared_duels(open_queue):
     for who, choices in {"ann": "first tie second", "bob": "first second skip"}.items():
         for choice in choices.split():
             queue.answer(who, queue.take(who).duel, choice)
-    assert queue.agreement() == [Agreement(annotators=("ann", "bob"), shared=2, agreed=1)]
+    [pair], alpha = queue.agreement()
+    assert pair == Agreement(annotators=("ann", "bob"), shared=2, agreed=1, kappa=pair.kappa)
+    assert alpha == pytest.approx(alpha_by_hand([("first", "first"), ("tie", "second")]))
     progress = queue.progress("bob")
     assert (progress.answered, progress.skipped) == (2, 1)
+
+
+def alpha_by_hand(pairs):
+    """1 - D_o / D_e for two votes per duel, from the definition: values that differ, within and across duels."""
+    values = [vote for pair in pairs for vote in pair]
+    observed = sum(a != b for a, b in pairs) / len(pairs)
+    across = [a != b for i, a in enumerate(values) for j, b in enumerate(values) if i != j]
+    return 1 - observed / (sum(across) / len(across))
+
+
+def test_agreement_beyond_chance_is_what_the_definitions_say():
+    votes = ["first first", "first first", "second second", "tie second", "first second", "second second", "tie tie"]
+    pairs = [tuple(line.split()) for line in votes]
+    both = [{"ann": a, "bob": b} for a, b in pairs]
+    [found] = agreement([*both, {"ann": "first"}])
+    # Cohen 1960: p_o = 5/7; p_e = (3 * 2 + 2 * 4 + 2 * 1) / 49
+    assert found.kappa == pytest.approx((5 / 7 - 16 / 49) / (1 - 16 / 49)) and (found.shared, found.agreed) == (7, 5)
+    duels = {str(i): by for i, by in enumerate(both)} | {"alone": {"ann": "first"}}
+    assert krippendorff_alpha(duels) == pytest.approx(alpha_by_hand(pairs))
+
+
+def test_agreement_beyond_chance_is_not_defined_where_everybody_always_says_the_same():
+    votes = {str(i): {"ann": "first", "bob": "first"} for i in range(3)}
+    assert krippendorff_alpha(votes) is None and agreement(votes.values())[0].kappa is None
+    assert krippendorff_alpha({"a": {"ann": "first"}}) is None and krippendorff_alpha({}) is None
+
+
+def test_dawid_skene_believes_those_who_agree_with_others_and_not_the_majority_of_a_clique_of_guessers():
+    """Three reliable people and two who guess: where the guessers and one of the others outvote two, two are right."""
+    rng, truth, votes = random.Random(1), {}, {}
+    for i in range(200):
+        truth[str(i)] = rng.choice(["first", "second"])
+        wrong = "first" if truth[str(i)] == "second" else "second"
+        votes[str(i)] = {who: truth[str(i)] if rng.random() < 0.95 else wrong for who in ("ann", "bob", "cy")} | {
+            who: rng.choice(["first", "second"]) for who in ("dan", "eve")
+        }
+    probability = {"first": 1.0, "second": 0.0}
+    by_votes = sum(majority(by.values()) == probability[truth[name]] for name, by in votes.items())
+    weighed = by_dawid_skene(votes, votes)
+    assert sum(weighed[name] == probability[truth[name]] for name in votes) >= by_votes + 10
+
+
+def test_dawid_skene_calls_a_draw_and_an_agreed_tie_a_tie():
+    votes = {"drawn": {"ann": "first", "bob": "second"}, "tie": {"ann": "tie", "bob": "tie"}}
+    assert by_dawid_skene(votes, ["drawn", "tie"]) == {"drawn": 0.5, "tie": 0.5}
+
+
+def test_a_label_made_by_dawid_skene_is_settled_once_and_read_back(open_queue):
+    people = ("ann", "bob", "cy")
+    queue = open_queue(people, annotators_per_duel=3, aggregate=by_dawid_skene)
+    names = [str(i) for i in range(12)]
+    queue.put([duel(name) for name in [*names, "skipped"]])
+    for i, name in enumerate([*names, "skipped"]):
+        for who in people:
+            assert queue.take(who).duel == name
+            choice = "skip" if name == "skipped" else "second" if who == "cy" else ("first", "second")[i % 2]
+            queue.answer(who, name, choice)
+    before = queue.verdicts([*names, "skipped"])
+    assert [before[name].probability for name in names] == [1.0, 0.0] * 6, "cy always says the same, whatever he sees"
+    assert before["skipped"].failure == "skipped by every annotator"
+    again = open_queue(people, annotators_per_duel=3, aggregate=lambda votes, duels: pytest.fail("settled already"))
+    assert again.verdicts(names) == {name: before[name] for name in names}
 
 
 def test_text_that_is_no_utf8_is_asked_all_the_same(open_queue):
