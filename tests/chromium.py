@@ -10,6 +10,8 @@ from pathlib import Path
 
 from websockets.sync.client import connect
 
+CODES = {"Tab": 9, "Enter": 13, " ": 32}
+"""What the browser itself goes by, where it acts on a key."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -96,9 +98,23 @@ class Page:
 
     def press(self, key):
         """Press and release a key, wherever the focus is."""
-        text = {"text": key} if len(key) == 1 else {}
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+        text = {"text": {"Enter": "\r"}.get(key, key)} if len(key) == 1 or key == "Enter" else {}
+        code = {"windowsVirtualKeyCode": CODES[key]} if key in CODES else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **code, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
+
+    def tree(self):
+        """What a screen reader is given: role, name and properties of everything that is not ignored, in order."""
+        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
+        return [
+            {
+                "role": node["role"]["value"],
+                "name": node.get("name", {}).get("value", "").strip(),
+                **{p["name"]: p["value"].get("value") for p in node.get("properties", ())},
+            }
+            for node in nodes
+            if not node["ignored"]
+        ]
 
     def type(self, text):
         """Put text where the focus is."""

@@ -31,7 +31,7 @@ class Server:
     """The page over the queue in `folder`, on one port; `stop` and `start` are a restart."""
 
     def __init__(self, folder) -> None:
-        self.folder = folder
+        self.folder, self.later_s = folder, 0.0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -39,7 +39,9 @@ class Server:
         self.start()
 
     def start(self):
-        self.queue = DuelQueue(self.folder / "queue.arrow", TOKENS, undo_s=600)
+        self.queue = DuelQueue(
+            self.folder / "queue.arrow", TOKENS, undo_s=600, clock=lambda: time.time() + self.later_s
+        )
         app = build_app(self.queue, Tokens(TOKENS))
         config = uvicorn.Config(app, port=self.port, log_config=None, timeout_graceful_shutdown=0)
         self.server = uvicorn.Server(config)
@@ -145,6 +147,90 @@ def test_saved_is_said_only_after_a_killed_server_is_back_and_has_the_answer_onc
     page.wait("document.getElementById('status').textContent === 'Saved: tie.'")
     page.wait(shows("b"))
     assert server.queue.progress("ann").answered == 1
+
+
+def test_an_answer_after_somebody_else_got_the_duel_is_refused_and_the_next_one_is_shown(browser, server):
+    server.queue.put([duel("a"), duel("b")])
+    page = log_in(browser, server, "ann")
+    page.wait(shows("a"))
+    server.later_s = 1000.0  # she went for lunch
+    assert server.queue.take("bob").duel == "a"
+    page.press("1")
+    page.wait("document.getElementById('problem').textContent.includes('given to somebody else')")
+    page.wait(shows("b"))
+    assert server.queue.progress("ann").answered == 0
+
+
+FOCUSED = "document.activeElement.id || document.activeElement.dataset.choice || document.activeElement.tagName"
+
+
+def test_the_keyboard_alone_is_enough_and_reaches_everything_in_reading_order(browser, server):
+    server.queue.put([duel("a"), duel("b")])
+    page = browser.page(server.url)
+    page.wait("document.activeElement && document.activeElement.id === 'token'")
+    page.type(TOKENS["ann"])
+    page.press("Enter")
+    page.wait(shows("a"))
+    page.wait("document.activeElement.id === 'prompt-title'")
+    stops = []
+    for _ in range(8):
+        page.press("Tab")
+        stops.append(page.js(FOCUSED))
+    assert stops == ["prompt", "left", "left", "right", "right", "tie", "skip", "shortcuts"], "nothing to undo yet"
+    page.press(" ")  # no single keys from here on
+    page.press("1")
+    page.js("document.querySelector('[data-choice=tie]').focus()")
+    page.press("1")
+    assert server.queue.progress("ann").answered == 0
+    page.press("Enter")
+    page.wait("document.getElementById('status').textContent === 'Saved: tie.'")
+    page.wait(shows("b"))
+    assert page.js("document.activeElement.id") == "prompt-title", "a screen reader goes on with the next prompt"
+
+
+def test_a_screen_reader_is_told_what_everything_is_and_what_happens(browser, server):
+    server.queue.put([duel("a", first="first words", second="second words"), duel("b")])
+    page = log_in(browser, server, "ann")
+    page.wait(shows("a"))
+    tree = page.tree()
+    nameless = [node for node in tree if node.get("focusable") and not node["name"] and node["role"] != "RootWebArea"]
+    assert not nameless, "controls without a name"
+    named = {(node["role"], node["name"]): node for node in tree}
+    assert ("textbox", "Your token") not in named, "the login is over"
+    for title in ("Prompt", "Left response", "Right response"):
+        assert ("heading", title) in named and named["region", title]["focusable"]
+    for name, keys in {"Left is better 1": "1 ArrowLeft", "Tie t": "T", "Skip s": "S"}.items():
+        assert named["button", name]["keyshortcuts"] == keys
+    assert named["button", "Undo my last answer u"]["disabled"] is True
+    assert {node["live"] for node in tree if node["role"] in ("status", "alert")} == {"polite", "assertive"}
+    assert ("main", "") in named and ("banner", "") in named
+    texts = [node["name"] for node in tree if node["role"] == "StaticText"]
+    order = [texts.index(text) for text in ("prompt of a", page.js("left.textContent"), page.js("right.textContent"))]
+    assert order == sorted(order)
+
+    page.press("2")
+    page.wait(shows("b"))
+    told = [node for node in page.tree() if node["role"] == "StaticText" and node["name"] == "Saved: right."]
+    assert told, "what was saved is said"
+    server.stop()
+    page.press("1")
+    page.wait("document.getElementById('problem').textContent.includes('Trying again')")
+    assert any(node["name"].startswith("The server does not answer") for node in page.tree())
+    server.start()
+    page.wait("!document.getElementById('waiting').hidden")
+    assert page.js("document.activeElement.id") == "waiting"
+
+
+def test_on_a_phone_everything_is_within_reach_of_a_thumb(browser, server):
+    server.queue.put([duel("a", first="word " * 300, second="x" * 3000)])
+    page = log_in(browser, server, "ann", width=360, height=640)
+    page.wait(shows("a"))
+    assert page.js("document.documentElement.scrollWidth <= 360")
+    boxes = page.js(
+        "[...document.querySelectorAll('button, label')].filter((e) => e.offsetParent)"
+        ".map((e) => [e.textContent.trim(), e.offsetHeight, e.getBoundingClientRect().right])"
+    )
+    assert len(boxes) >= 7 and not [box for box in boxes if box[1] < 44 or box[2] > 360]
 
 
 def test_hostile_responses_are_shown_as_text_with_what_is_invisible_marked(browser, server):

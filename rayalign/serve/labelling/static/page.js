@@ -136,7 +136,7 @@ async function enter() {
 // -- what the annotator does --------------------------------------------------------------------------------------
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || byId("work").hidden) return;
-  if (event.target instanceof HTMLInputElement) return;
+  if (event.target instanceof HTMLInputElement || !byId("shortcuts").checked) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === "u") undo();
   else if (key in KEYS) choose(KEYS[key]);
