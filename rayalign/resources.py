@@ -7,7 +7,7 @@ scaled down, so that everything fits side by side; GPUs are never scaled, becaus
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayalign.agents.agent import Agent
 from rayalign.config import apply
@@ -15,7 +15,7 @@ from rayalign.errors import ResourceError
 from rayalign.run_config import RunConfig
 
 SMALLEST_CPU_SHARE = 0.05
-OUTSIDE = ("learner.", "oracle.")
+OUTSIDE = ("learner.", "oracle.", "evaluation.oracle.")
 """Roles that Ray places outside of the run's own placement group."""
 OUTSIDE_CPUS = 0.001
 """What each learner worker reserves there all the same: a bundle can't be empty."""
@@ -76,7 +76,8 @@ def beside_group(config: RunConfig) -> RunConfig:
         threads_per_worker=config.learner.threads_per_worker or max(1, int(config.learner.cpus_per_worker)),
         cpus_per_worker=OUTSIDE_CPUS,
     )
-    return replace(config, learner=learner, oracle=replace(config.oracle, cpus_per_replica=0.0))
+    config = replace(config, learner=learner, oracle=replace(config.oracle, cpus_per_replica=0.0))
+    return apply(config, {"evaluation.oracle.cpus_per_replica": 0.0}) if config.evaluation.oracle else config
 
 
 def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:

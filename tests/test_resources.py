@@ -104,3 +104,5 @@ def test_a_second_oracle_for_evaluation_is_planned_for():
     assert 1.9 < total(planned) <= 2.0 and planned.evaluation.oracle.cpus_per_replica < 0.5
     with pytest.raises(ResourceError, match=r"1 x evaluation\.oracle \(0\.5 CPU, 0 GPU\)"):
         plan(judged, Agent(), {"CPU": 0.1})
+    assert bundles(judged, Agent(), {"CPU": 64.0})[-1] == {"CPU": 2.0}, "room for both oracles and the learner"
+    assert beside_group(judged).evaluation.oracle.cpus_per_replica == 0
