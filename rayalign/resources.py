@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from rayalign.agents.agent import Agent
+from rayalign.config import apply
 from rayalign.errors import ResourceError
 from rayalign.run_config import RunConfig
 
 SMALLEST_CPU_SHARE = 0.05
-OUTSIDE = ("learner.", "oracle.")
+OUTSIDE = ("learner.", "oracle.", "evaluation.oracle.")
 """Roles that Ray places outside of the run's own placement group."""
 OUTSIDE_CPUS = 0.001
 """What each learner worker reserves there all the same: a bundle can't be empty."""
@@ -38,12 +39,15 @@ def shares(config: RunConfig, agent: Agent) -> list[Share]:
     loop, rollout, learner, oracle, scorer = config.loop, config.rollout, config.learner, config.oracle, config.scorer
     engines = rollout.num_replicas * (1 + agent.samples_reference())
     scorers = scorer.num_replicas if agent.needs_scorer() else 0
+    judge = config.evaluation.oracle or oracle
+    judges = judge.most_replicas if config.evaluation.oracle else 0
     return [
         Share("loop.collector_cpus", 1, loop.collector_cpus, loop.collector_gpus),
         Share("rollout.cpus_per_replica", engines, rollout.cpus_per_replica, rollout.gpus_of_replica),
         Share("scorer.cpus_per_replica", scorers, scorer.cpus_per_replica, scorer.gpus_of_replica),
         Share("learner.cpus_per_worker", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker),
         Share("oracle.cpus_per_replica", oracle.most_replicas, oracle.cpus_per_replica, oracle.gpus_per_replica),
+        Share("evaluation.oracle.cpus_per_replica", judges, judge.cpus_per_replica, judge.gpus_per_replica),
     ]
 
 
@@ -72,7 +76,8 @@ def beside_group(config: RunConfig) -> RunConfig:
         threads_per_worker=config.learner.threads_per_worker or max(1, int(config.learner.cpus_per_worker)),
         cpus_per_worker=OUTSIDE_CPUS,
     )
-    return replace(config, learner=learner, oracle=replace(config.oracle, cpus_per_replica=0.0))
+    config = replace(config, learner=learner, oracle=replace(config.oracle, cpus_per_replica=0.0))
+    return apply(config, {"evaluation.oracle.cpus_per_replica": 0.0}) if config.evaluation.oracle else config
 
 
 def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:
@@ -81,7 +86,7 @@ def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_u
     Raises `ResourceError` where it can't fit: the message has the whole plan.
     """
     asked = [share for share in shares(config, agent) if share.processes]
-    table = "; ".join(f"{s.processes} x {s.setting.split('.')[0]} ({s.cpus:g} CPU, {s.gpus:g} GPU)" for s in asked)
+    table = "; ".join(f"{s.processes} x {s.setting.rpartition('.')[0]} ({s.cpus:g} CPU, {s.gpus:g} GPU)" for s in asked)
     gpus, have_gpus = sum(s.processes * s.gpus for s in asked), cluster.get("GPU", 0.0)
     if gpus > have_gpus + 1e-9:
         raise ResourceError(
@@ -101,7 +106,6 @@ def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_u
             "workers, lower the cpus_per_... settings, or add nodes."
         )
     for share in free:
-        section, name = share.setting.split(".")
         scaled = int(share.cpus * factor * 1000) / 1000  # rounded down: the sum must not exceed what there is
-        config = replace(config, **{section: replace(getattr(config, section), **{name: scaled})})
+        config = apply(config, {share.setting: scaled})
     return config

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rayalign.agents.agent import Agent, Proposal
+from rayalign.config import apply
 from rayalign.errors import ResourceError
 from rayalign.resources import beside_group, bundles, plan, shares
 from rayalign.run_config import RunConfig
@@ -93,3 +94,15 @@ def test_gpus_of_the_learner_are_not_in_the_group_and_those_of_engines_are():
     config = replace(config, learner=replace(config.learner, gpus_per_worker=1.0))
     group = bundles(config, Agent(), {"CPU": 64.0, "GPU": 2.0})
     assert [bundle.get("GPU", 0.0) for bundle in group] == [0.0, 0.0, 0.5, 0.5, 0.0]
+
+
+def test_a_second_oracle_for_evaluation_is_planned_for():
+    judged = apply(RunConfig(), {"evaluation.oracle.kind": "function", "evaluation.oracle.target": "math:dist"})
+    by_role = {share.setting: (share.processes, share.cpus) for share in shares(judged, Agent())}
+    assert by_role["evaluation.oracle.cpus_per_replica"] == (1, 0.5)
+    planned = plan(judged, Agent(), {"CPU": 2.0})
+    assert 1.9 < total(planned) <= 2.0 and planned.evaluation.oracle.cpus_per_replica < 0.5
+    with pytest.raises(ResourceError, match=r"1 x evaluation\.oracle \(0\.5 CPU, 0 GPU\)"):
+        plan(judged, Agent(), {"CPU": 0.1})
+    assert bundles(judged, Agent(), {"CPU": 64.0})[-1] == {"CPU": 2.0}, "room for both oracles and the learner"
+    assert beside_group(judged).evaluation.oracle.cpus_per_replica == 0

@@ -5,6 +5,8 @@ One step: a pair of responses per prompt -> one call of the labeler -> one bit p
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from rayalign.config import check
 from rayalign.env.labels import LABEL_MODES, DirectLabeler, Labeler
 from rayalign.env.truth import TruthOracle, regrets
 from rayalign.env.world import World
@@ -294,21 +297,24 @@ class DuelingBanditVector(gym.vector.VectorEnv[tuple[str, ...], Sequence[Action 
 
 
 def build_world(world: World | str, kwargs: Mapping[str, Any]) -> World:
-    """The world itself, or the one that `package.module:Class` names, built with `kwargs`."""
+    """The world itself, or the one that `package.module:Class` names, built with `kwargs`; texts are read by the types
+    of its keywords, as everything is a text that was typed on a command line.
+    """
     if isinstance(world, World):
         if kwargs:
             raise ConfigError(f"{next(iter(kwargs))!r} can't be given to a world that is already built.")
         return world
-    import importlib
-    import inspect
-
     module, _, name = world.partition(":")
     kind = getattr(importlib.import_module(module), name)
-    known = inspect.signature(kind).parameters
+    known = inspect.signature(kind, eval_str=True).parameters
     for argument in kwargs:
         if argument not in known:
             raise ConfigError(f"env.{argument} is not a setting of {name}. {did_you_mean(argument, known)}")
-    return kind(**kwargs)
+    return kind(**{name: _typed(name, value, known[name].annotation) for name, value in kwargs.items()})
+
+
+def _typed(name: str, value: Any, annotation: Any) -> Any:
+    return value if annotation is inspect.Parameter.empty else check(f"env.{name}", value, annotation)
 
 
 def _checked(labels: str) -> str:

@@ -187,6 +187,16 @@ def test_a_bad_row_of_a_binary_format_is_named_by_its_number(tmp_path):
         Prompts(tmp_path / "p.parquet").prompt(0)
 
 
+def test_settings_typed_on_a_command_line_are_read_by_their_types(tmp_path):
+    path = str(jsonl(tmp_path / "p.jsonl", PLAIN))
+    typed = make_world("rayalign/Prompts-v0", path=path, heldout="0.25", limit="7", every_pair="false", seed="3")
+    meant = Prompts(path, heldout=0.25, limit=7, seed=3)
+    assert typed.heldout(99) == meant.heldout(99) and typed.check_prompts() == meant.check_prompts()
+    assert make_world("rayalign/Prompts-v0", path=path, heldout=path).heldout_source.path == path
+    with pytest.raises(ConfigError, match=r"env\.limit='some' must be int"):
+        make_world("rayalign/Prompts-v0", path=path, limit="some")
+
+
 def test_holding_out_everything_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no training prompt left"):
         Prompts(jsonl(tmp_path / "p.jsonl", PLAIN[:1])).prompt(0)
