@@ -13,7 +13,7 @@ author = "the authors of rayalign"
 copyright = author
 version = release = __version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "site_pages", "name_links"]
+extensions = ["sphinx.ext.autodoc", "myst_parser", "docstrings", "site_pages", "name_links"]
 exclude_patterns = ["_build", "results/*_notes.md"]  # notes are part of the page that the benchmark writes
 source_suffix = {".md": "markdown"}
 
@@ -28,7 +28,6 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "show-inheritance": False}
-napoleon_numpy_docstring = False
 default_role = "code"  # docstrings write `name` as Markdown does
 python_use_unqualified_type_names = True
 
