@@ -27,7 +27,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 default_role = "code"  # docstrings write `name` as Markdown does
 python_use_unqualified_type_names = True
 
@@ -36,6 +36,3 @@ html_theme = "furo"
 html_title = "rayalign"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_show_sourcelink = True
-html_copy_source = True
-html_theme_options = {"navigation_with_keys": True}

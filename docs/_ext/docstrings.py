@@ -1,4 +1,4 @@
-"""Docstrings as autodoc reads them: `Args:` and its like become fields, and what is drawn with spaces stays as it is.
+"""What autodoc reads: `Args:` becomes fields, what is drawn with spaces stays as it is, a dataclass has no signature.
 
 Sphinx's own napoleon is used for the first, but not as an extension: it would cut the docstring of a field at its first
 colon.
@@ -6,6 +6,7 @@ colon.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry point."""
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-process-signature", without_fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -23,7 +25,12 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     """Replace the lines of a docstring, in place."""
     lines[:] = as_drawn(lines)
     if what in ("function", "method", "class"):
-        lines[:] = GoogleDocstring(lines, Config(), app, what, name, obj, options).lines()
+        lines[:] = GoogleDocstring(lines, Config(napoleon_use_rtype=False), app, what, name, obj, options).lines()
+
+
+def without_fields(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[str, str] | None:
+    """A dataclass lists its fields below, each with its meaning."""
+    return ("", "") if what == "class" and dataclasses.is_dataclass(obj) else None
 
 
 def as_drawn(lines: list[str]) -> list[str]:
