@@ -28,6 +28,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True}
+toc_object_entries = False  # the API page's would be longer than the screen
 default_role = "code"  # docstrings write `name` as Markdown does
 python_use_unqualified_type_names = True
 
