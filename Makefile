@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format report clean
+.PHONY: help install quickstart test lint format docs report clean
 
 # The first interpreter in PATH that is new enough; `make PYTHON=/some/python ...` overrides it.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -59,9 +59,12 @@ format: install  ## Let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install  ## The documentation as a site: docs/_build/html/index.html; a warning is an error
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 report: install  ## One report over all runs in runs/
 	$(BIN)/rayalign report $(wildcard runs/*)
 
 clean:  ## Remove the environment and caches; keeps runs/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache docs/_build docs/generated
 	find rayalign tests tuned_examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -24,11 +24,11 @@ def agents(name: Annotated[str | None, typer.Argument(help="Show this agent's se
     from rayalign.agents import agent_class, list_agents
 
     if name is None:
-        rows = [(agent, _first_line(_doc(agent_class(agent)))) for agent in list_agents()]
+        rows = [(agent, first_paragraph(doc_of(agent_class(agent)))) for agent in list_agents()]
         _print_table(("agent", "what it does"), rows)
         return
     kind = agent_class(name)
-    typer.echo(_doc(kind) + "\n")
+    typer.echo(doc_of(kind) + "\n")
     _print_settings([s._replace(name=f"agent.{s.name}") for s in describe(kind.Config)])
 
 
@@ -47,8 +47,8 @@ def envs(
         raise ConfigError(f"env={env_id!r} is unknown. {did_you_mean(env_id, ENVS)}")
     module, _, attribute = ENVS[env_id].world.partition(":")
     world = getattr(__import__(module, fromlist=[attribute]), attribute)
-    typer.echo("\n\n".join(dict.fromkeys([_doc(world), inspect.cleandoc(world.__doc__ or "")])) + "\n")
-    _print_table(("setting", "type", "default"), _keywords(world))
+    typer.echo("\n\n".join(dict.fromkeys([doc_of(world), inspect.cleandoc(world.__doc__ or "")])) + "\n")
+    _print_table(("setting", "type", "default"), keywords(world))
 
 
 @app.command()
@@ -67,35 +67,35 @@ def settings(
     _print_settings(shown)
 
 
-def _keywords(world: type) -> list[tuple[str, str, str]]:
+def keywords(world: type) -> list[tuple[str, str, str]]:
     """The keywords of a world's constructor, which are settings `env.<name>`."""
     rows = []
     for parameter in inspect.signature(world, eval_str=True).parameters.values():
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            default = "required" if parameter.default is parameter.empty else _value(parameter.default)
+            default = "required" if parameter.default is parameter.empty else value_text(parameter.default)
             kind = "" if parameter.annotation is parameter.empty else type_name(parameter.annotation)
             rows.append((f"env.{parameter.name}", kind, default))
     return rows
 
 
-def _doc(kind: type) -> str:
+def doc_of(kind: type) -> str:
     """The docstring of the file (of an agent: its paper's algorithm box) if there is one, else of the class."""
     module = inspect.getmodule(kind)
     return inspect.cleandoc((module.__doc__ if module else None) or kind.__doc__ or "")
 
 
-def _first_line(text: str) -> str:
+def first_paragraph(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
 def _print_settings(rows: Iterable[Setting]) -> None:
     _print_table(
         ("setting", "type", "default", "meaning"),
-        [(s.name, s.type, "required" if s.default is REQUIRED else _value(s.default), s.help) for s in rows],
+        [(s.name, s.type, "required" if s.default is REQUIRED else value_text(s.default), s.help) for s in rows],
     )
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
     """As one would write it after `--set`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -84,6 +84,7 @@ def log_in(browser, server, name, **size):
     page.type(TOKENS[name])
     page.js("document.querySelector('#login button').click()")
     page.wait("!document.getElementById('work').hidden")
+    assert page.js("getComputedStyle(document.getElementById('login')).display") == "none"
     return page
 
 
