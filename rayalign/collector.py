@@ -168,6 +168,10 @@ class Collector:
                 self.purchaser.commit(batch, duels, synthetic, meta=header)
             _, _, _, _, info = self.env.step(duels)
             self.table = info["prompts"]
+        if not self.purchaser.late:  # at hand already, so that the ledger is read only after a restart
+            bought = [p for p in info["preferences"][: len(duels)] if p is not None]
+            with self.lock:
+                self._remember(batch, (*bought, *synthetic), self.ledger.spent)
         self.window.extend(self.ledger.num_streamed)
         with clock("observe"):
             facts = self._observe(batch)
@@ -498,12 +502,15 @@ class Collector:
             if epoch > 0:
                 position = int(self._rng(epoch, SHUFFLE).permutation(streamed)[position])
             spent = epoch * self.config.loop.budget + self.ledger.labels_before(position + 1)
-            progress = min(1.0, spent / (self.config.loop.budget * self.config.loop.epochs))
-            preferences = tuple(self.ledger.stream_batch(position))
-            self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
-            while len(self._batches) > self.config.loop.max_staleness + 4:  # all workers ask, and the agent observes
-                self._batches.popitem(last=False)
-            return self._batches[index]
+            return self._remember(index, tuple(self.ledger.stream_batch(position)), spent)
+
+    def _remember(self, index: int, preferences: tuple[Preference, ...], spent: int) -> TrainBatch:
+        """Keep the last few batches of the stream: all workers of the learner ask for them, and the agent observes."""
+        progress = min(1.0, spent / (self.config.loop.budget * self.config.loop.epochs))
+        self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
+        while len(self._batches) > self.config.loop.max_staleness + 4:
+            self._batches.popitem(last=False)
+        return self._batches[index]
 
     def status(self) -> dict[str, Any]:
         """A snapshot for the progress display, the driver and error messages."""

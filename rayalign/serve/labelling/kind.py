@@ -72,6 +72,7 @@ HUMAN = OracleKind(
         "loop.max_staleness": 1,  # people have a batch to judge while the one before it is learnt from
         "evaluation.every": 0,  # their time is for the budget; the final policy is evaluated all the same
         "evaluation.at_start": False,
+        "evaluation.num_prompts": 20,
         # nobody gives up on people within a week
         "oracle.request_timeout_s": WEEK_S,
         "learner.batch_timeout_s": WEEK_S,
