@@ -85,6 +85,7 @@ def doc_of(kind: type) -> str:
 
 
 def first_paragraph(text: str) -> str:
+    """A docstring's first paragraph, on one line."""
     return " ".join(text.split("\n\n")[0].split())
 
 
