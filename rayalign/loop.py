@@ -48,7 +48,7 @@ from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
 from rayalign.progress import Progress
 from rayalign.report import write_report
-from rayalign.resources import plan
+from rayalign.resources import check_nodes, plan
 from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
@@ -61,8 +61,9 @@ CUSTOM_INPUTS = "inputs.pkl"
 """Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
 
 FREE_TO_CHANGE = (
-    "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.max_stalled_batches",
-    "rollout.num_replicas", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
+    "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.collector_nodes",
+    "loop.max_stalled_batches", "rollout.num_replicas", "rollout.nodes", "scorer.nodes", "learner.nodes",
+    "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
     "rollout.sync_timeout_s", "scorer.num_replicas", "scorer.cpus_per_replica", "scorer.gpus_per_replica",
     "scorer.request_timeout_s", "scorer.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker",
     "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every",
@@ -276,6 +277,7 @@ def _execute(plan_: _Plan) -> Result:
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
         own_cluster = stack.enter_context(_cluster())
         config = plan(plan_.config, plan_.agent, ray.cluster_resources(), plan_.set_by_user)
+        check_nodes(config, plan_.agent, ray.nodes())
         for app in apps:
             stack.callback(stop_oracle, app, stop_serve=not own_cluster)  # our own cluster takes Serve with it
         asked, judging = _oracles(plan_, config)

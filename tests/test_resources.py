@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from rayalign.agents.agent import Agent, Proposal
-from rayalign.errors import ResourceError
-from rayalign.resources import plan, shares
+from rayalign.errors import ConfigError, ResourceError
+from rayalign.resources import check_nodes, plan, shares
 from rayalign.run_config import RunConfig
 
 
@@ -68,3 +68,39 @@ def test_what_an_agent_needs_beside_one_pool_is_planned_for():
     assert cpus["rollout.cpus_per_replica"] == 2 and cpus["scorer.cpus_per_replica"] == 1
     planned = plan(RunConfig(), Demanding(), {"CPU": 2.0})
     assert 1.9 < sum(s.processes * s.cpus for s in shares(planned, Demanding())) <= 2.0
+
+
+def node(cpus, alive=True, **labels):
+    return {"Alive": alive, "Resources": {"CPU": cpus}, "Labels": labels}
+
+
+def bound(**selector):
+    config = RunConfig()
+    return replace(config, learner=replace(config.learner, nodes=selector))
+
+
+@pytest.mark.parametrize(
+    ("selector", "fits"),
+    [("a", True), ("!a", True), ("!in(a, b)", False), ("in(b,c)", True), ("c", False), ("in(c, d)", False)],
+)
+def test_a_role_is_bound_to_the_living_nodes_whose_labels_match(selector, fits):
+    nodes = [node(1.0, role="a"), node(1.0, role="b"), node(8.0, alive=False, role="c")]
+    if fits:
+        check_nodes(bound(role=selector), Agent(), nodes)
+    else:
+        with pytest.raises(ResourceError, match=r"1 x learner .*0 of the 2 nodes have these labels"):
+            check_nodes(bound(role=selector), Agent(), nodes)
+
+
+def test_roles_that_are_bound_to_the_same_nodes_have_to_fit_there_together():
+    config = bound(role="a")
+    config = replace(config, rollout=replace(config.rollout, nodes={"role": "a"}))
+    check_nodes(config, Agent(), [node(2.0, role="a"), node(8.0)])
+    with pytest.raises(ResourceError, match=r"together 1.5 CPU, of which 2 are asked for"):
+        check_nodes(config, Agent(), [node(1.5, role="a"), node(8.0)])
+
+
+@pytest.mark.parametrize("selector", ["a or b", "in()", "!!a", "-a", "in(a b)", ""])
+def test_a_selector_that_ray_would_not_understand_is_refused(selector):
+    with pytest.raises(ConfigError, match=r"learner.nodes={'role': .*} is no label of nodes"):
+        bound(role=selector)
