@@ -47,6 +47,7 @@ class CollectorClient:
             .options(
                 num_cpus=config.loop.collector_cpus,
                 num_gpus=config.loop.collector_gpus,
+                label_selector=config.loop.collector_nodes,
                 max_restarts=-1,
                 max_concurrency=32,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},

@@ -49,7 +49,7 @@ from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
 from rayalign.progress import Progress
 from rayalign.report import write_report
-from rayalign.resources import beside_group, plan
+from rayalign.resources import beside_group, check_nodes, plan
 from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
@@ -62,8 +62,9 @@ CUSTOM_INPUTS = "inputs.pkl"
 """Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
 
 FREE_TO_CHANGE = (
-    "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.max_stalled_batches",
-    "rollout.num_replicas", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
+    "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.collector_nodes",
+    "loop.max_stalled_batches", "rollout.num_replicas", "rollout.nodes", "scorer.nodes", "learner.nodes",
+    "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
     "rollout.sync_timeout_s", "scorer.num_replicas", "scorer.cpus_per_replica", "scorer.gpus_per_replica",
     "scorer.request_timeout_s", "scorer.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker",
     "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every",
@@ -277,13 +278,13 @@ def _complete(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
 def validate(plan_: Plan) -> None:
     """Everything that can be known to be wrong before Ray is started and a label bought."""
     config, world = plan_.config, plan_.world
-    _oracles(plan_, config)
     validate_learner(config.learner, config.policy)
     validate_logging(config.logging)
     encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
     heldout = world.heldout(config.evaluation.num_prompts)
     encoder.check([world.prompt(0), *world.check_prompts(), *heldout], max_tokens=config.rollout.max_tokens)
     against(config.evaluation, heldout)
+    _oracles(plan_, config)
 
 
 # ==== the run ====================================================================================================
@@ -303,6 +304,8 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         lent = share.in_group()  # others' runs may be beside this one
         config = plan(plan_.config, plan_.agent, share.resources(), plan_.set_by_user)
         config = beside_group(config) if lent else config
+        if not lent:
+            check_nodes(config, plan_.agent, ray.nodes())
         for app in apps:
             # Our own cluster takes Serve with it; runs beside this one may be about to use it.
             stack.callback(stop_oracle, app, stop_serve=not own_cluster and not lent)

@@ -6,12 +6,14 @@ scaled down, so that everything fits side by side; GPUs are never scaled, becaus
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rayalign.agents.agent import Agent
 from rayalign.config import apply
 from rayalign.errors import ResourceError
+from rayalign.nodes import matches
 from rayalign.run_config import RunConfig
 
 SMALLEST_CPU_SHARE = 0.05
@@ -32,6 +34,8 @@ class Share:
     """Per process."""
     gpus: float
     """Per process."""
+    nodes: Mapping[str, str]
+    """Labels of the nodes it may run on."""
 
 
 def shares(config: RunConfig, agent: Agent) -> list[Share]:
@@ -42,12 +46,23 @@ def shares(config: RunConfig, agent: Agent) -> list[Share]:
     judge = config.evaluation.oracle or oracle
     judges = judge.most_replicas if config.evaluation.oracle else 0
     return [
-        Share("loop.collector_cpus", 1, loop.collector_cpus, loop.collector_gpus),
-        Share("rollout.cpus_per_replica", engines, rollout.cpus_per_replica, rollout.gpus_of_replica),
-        Share("scorer.cpus_per_replica", scorers, scorer.cpus_per_replica, scorer.gpus_of_replica),
-        Share("learner.cpus_per_worker", learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker),
-        Share("oracle.cpus_per_replica", oracle.most_replicas, oracle.cpus_per_replica, oracle.gpus_per_replica),
-        Share("evaluation.oracle.cpus_per_replica", judges, judge.cpus_per_replica, judge.gpus_per_replica),
+        Share("loop.collector_cpus", 1, loop.collector_cpus, loop.collector_gpus, loop.collector_nodes),
+        Share("rollout.cpus_per_replica", engines, rollout.cpus_per_replica, rollout.gpus_of_replica, rollout.nodes),
+        Share("scorer.cpus_per_replica", scorers, scorer.cpus_per_replica, scorer.gpus_of_replica, scorer.nodes),
+        Share(
+            "learner.cpus_per_worker",
+            learner.num_workers,
+            learner.cpus_per_worker,
+            learner.gpus_per_worker,
+            learner.nodes,
+        ),
+        *(
+            Share(f"{name}.cpus_per_replica", replicas, asked.cpus_per_replica, asked.gpus_per_replica, asked.nodes)
+            for name, replicas, asked in (
+                ("oracle", oracle.most_replicas, oracle),
+                ("evaluation.oracle", judges, judge),
+            )
+        ),
     ]
 
 
@@ -78,6 +93,28 @@ def beside_group(config: RunConfig) -> RunConfig:
     )
     config = replace(config, learner=learner, oracle=replace(config.oracle, cpus_per_replica=0.0))
     return apply(config, {"evaluation.oracle.cpus_per_replica": 0.0}) if config.evaluation.oracle else config
+
+
+def check_nodes(config: RunConfig, agent: Agent, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `ResourceError` if roles that are bound to nodes by their labels don't fit there (`nodes`: `ray.nodes()`).
+
+    Ray itself would wait for such a node for ever.
+    """
+    alive = [node for node in nodes if node["Alive"]]
+    asked = [share for share in shares(config, agent) if share.processes and share.nodes]
+    for selector in {tuple(sorted(share.nodes.items())) for share in asked}:
+        there = [node for node in alive if matches(dict(selector), node["Labels"])]
+        bound = [share for share in asked if tuple(sorted(share.nodes.items())) == selector]
+        table = "; ".join(f"{s.processes} x {s.setting.split('.')[0]} ({s.cpus:g} CPU, {s.gpus:g} GPU)" for s in bound)
+        for kind, each in (("CPU", "cpus"), ("GPU", "gpus")):
+            have = sum(node["Resources"].get(kind, 0.0) for node in there)
+            wanted = sum(share.processes * getattr(share, each) for share in bound)
+            if not there or wanted > have + 1e-9:
+                raise ResourceError(
+                    f"{table} may run only on nodes with {dict(selector)}: {len(there)} of the {len(alive)} nodes have "
+                    f"these labels, and together {have:g} {kind}, of which {wanted:g} are asked for. Label more nodes "
+                    "(`ray start --labels name=value`), or change the `nodes` settings."
+                )
 
 
 def plan(config: RunConfig, agent: Agent, cluster: Mapping[str, float], set_by_user: Collection[str] = ()) -> RunConfig:

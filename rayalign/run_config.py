@@ -10,6 +10,7 @@ from rayalign.errors import ConfigError
 from rayalign.evaluate import EvaluationConfig
 from rayalign.learner.config import LearnerConfig
 from rayalign.logs import LoggingConfig
+from rayalign.nodes import check_selector
 from rayalign.rollout.config import RolloutConfig
 from rayalign.scoring.config import ScorerConfig
 from rayalign.serve.config import OracleConfig
@@ -46,6 +47,8 @@ class LoopConfig:
     """Ray CPUs the collector reserves."""
     collector_gpus: float = 0.0
     """Ray GPUs the collector reserves, for `agent_device=cuda`; a fraction collocates it with others."""
+    collector_nodes: dict[str, str] = field(default_factory=dict)
+    """Labels of the nodes that the collector may run on, e.g. {"role": "cpu"} (see `rayalign.nodes`); empty: any."""
 
     def __post_init__(self) -> None:
         for name in ("budget", "batch_size", "epochs", "max_stalled_batches", "agent_checkpoint_every"):
@@ -64,6 +67,7 @@ class LoopConfig:
             )
         if self.seed < 0:
             raise ConfigError(f"loop.seed={self.seed} must not be negative.")
+        check_selector("loop.collector_nodes", self.collector_nodes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import pytest
 
 from rayalign.agents.agent import Agent, Proposal
 from rayalign.config import apply
-from rayalign.errors import ResourceError
-from rayalign.resources import beside_group, bundles, plan, shares
+from rayalign.errors import ConfigError, ResourceError
+from rayalign.resources import beside_group, bundles, check_nodes, plan, shares
 from rayalign.run_config import RunConfig
 
 
@@ -106,3 +106,39 @@ def test_a_second_oracle_for_evaluation_is_planned_for():
         plan(judged, Agent(), {"CPU": 0.1})
     assert bundles(judged, Agent(), {"CPU": 64.0})[-1] == {"CPU": 2.0}, "room for both oracles and the learner"
     assert beside_group(judged).evaluation.oracle.cpus_per_replica == 0
+
+
+def node(cpus, alive=True, **labels):
+    return {"Alive": alive, "Resources": {"CPU": cpus}, "Labels": labels}
+
+
+def bound(**selector):
+    config = RunConfig()
+    return replace(config, learner=replace(config.learner, nodes=selector))
+
+
+@pytest.mark.parametrize(
+    ("selector", "fits"),
+    [("a", True), ("!a", True), ("!in(a, b)", False), ("in(b,c)", True), ("c", False), ("in(c, d)", False)],
+)
+def test_a_role_is_bound_to_the_living_nodes_whose_labels_match(selector, fits):
+    nodes = [node(1.0, role="a"), node(1.0, role="b"), node(8.0, alive=False, role="c")]
+    if fits:
+        check_nodes(bound(role=selector), Agent(), nodes)
+    else:
+        with pytest.raises(ResourceError, match=r"1 x learner .*0 of the 2 nodes have these labels"):
+            check_nodes(bound(role=selector), Agent(), nodes)
+
+
+def test_roles_that_are_bound_to_the_same_nodes_have_to_fit_there_together():
+    config = bound(role="a")
+    config = replace(config, rollout=replace(config.rollout, nodes={"role": "a"}))
+    check_nodes(config, Agent(), [node(2.0, role="a"), node(8.0)])
+    with pytest.raises(ResourceError, match=r"together 1.5 CPU, of which 2 are asked for"):
+        check_nodes(config, Agent(), [node(1.5, role="a"), node(8.0)])
+
+
+@pytest.mark.parametrize("selector", ["a or b", "in()", "!!a", "-a", "in(a b)", ""])
+def test_a_selector_that_ray_would_not_understand_is_refused(selector):
+    with pytest.raises(ConfigError, match=r"learner.nodes={'role': .*} is no label of nodes"):
+        bound(role=selector)

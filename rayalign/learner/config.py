@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rayalign.errors import ConfigError, did_you_mean
+from rayalign.nodes import check_selector
 
 STRATEGIES = ("plain", "ddp", "zero1", "zero2", "zero3")
 
@@ -37,6 +38,8 @@ class LearnerConfig:
     """Ray CPUs each worker reserves."""
     gpus_per_worker: float = 0.0
     """Ray GPUs each worker reserves; fractions collocate it with rollout replicas."""
+    nodes: dict[str, str] = field(default_factory=dict)
+    """Labels of the nodes that workers may run on, e.g. {"role": "learner"} (see `rayalign.nodes`); empty: any."""
     threads_per_worker: int = 0
     """Torch threads of each worker on a CPU; 0 takes the whole CPUs it reserves, at least 1."""
     learning_rate: float = 5e-7
@@ -99,3 +102,4 @@ class LearnerConfig:
             raise ConfigError(f"learner.schedule={self.schedule!r} must be 'constant' or 'cosine'.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"learner.dtype={self.dtype!r} must be 'float32' or 'bfloat16'.")
+        check_selector("learner.nodes", self.nodes)

@@ -325,7 +325,12 @@ def make_trainer(
             backend="cpu:gloo,cuda:nccl" if gpu else "gloo",
             timeout_s=int(config.batch_timeout_s + SLOWEST_UPDATE_S),  # workers wait for each other's answer
         ),
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            label_selector=config.nodes or None,
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,

@@ -237,6 +237,7 @@ class ModelPool:
         options = {
             "num_cpus": self.config.cpus_per_replica,
             "num_gpus": self.config.gpus_of_replica,
+            "label_selector": self.config.nodes,
             "max_restarts": 0,  # a restart must be given the current weights first: `_launch` does that
             "max_task_retries": 0,
             "runtime_env": {"env_vars": self.config.environment()},
@@ -273,10 +274,11 @@ class ModelPool:
     def _late_start(self, slot: _Slot) -> WaitError:
         config = self.config
         free = {kind: round(n, 2) for kind, n in ray.available_resources().items() if kind in ("CPU", "GPU")}
+        where = f" on a node with {config.nodes}" if config.nodes else ""
         self._kill(slot)
         return WaitError(
             f"replica {slot.name} was not ready after {config.section}.start_timeout_s={config.start_timeout_s:g}: "
-            f"it waits for {config.cpus_per_replica:g} CPU and {config.gpus_per_replica:g} GPU "
+            f"it waits for {config.cpus_per_replica:g} CPU and {config.gpus_per_replica:g} GPU{where} "
             f"(free now: {free}), or the model is slow to load. Lower what it asks for, or raise the limit."
         )
 

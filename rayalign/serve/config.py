@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
+from rayalign.nodes import check_selector
 from rayalign.serve.judge_config import JudgeConfig
 from rayalign.serve.labelling.config import HumanConfig
 
@@ -41,6 +42,8 @@ class OracleConfig:
     """Ray CPUs each replica reserves; Ray gives its libraries as many threads, at least 1."""
     gpus_per_replica: float = 0.0
     """Ray GPUs each replica reserves; fractions collocate it with other roles."""
+    nodes: dict[str, str] = field(default_factory=dict)
+    """Labels of the nodes that replicas may run on, e.g. {"role": "oracle"} (see `rayalign.nodes`); empty: any."""
     max_batch_size: int = 512
     """Most duels judged in one go; the answers of each go are on disk before the next one starts."""
     batch_wait_s: float = 0.002
@@ -93,6 +96,7 @@ class OracleConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"oracle.{name}={getattr(self, name)} must not be negative.")
+        check_selector("oracle.nodes", self.nodes)
         if self.max_replicas and self.max_replicas < self.num_replicas:
             raise ConfigError(
                 f"oracle.max_replicas={self.max_replicas} is below oracle.num_replicas={self.num_replicas}; "

@@ -211,7 +211,11 @@ def build_app(
     deployment = serve.deployment(
         import_attribute(oracle_kind(config.kind).deployment, f"the deployment of oracle.kind={config.kind}"),
         name="oracle",
-        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica},
+        ray_actor_options={
+            "num_cpus": config.cpus_per_replica,
+            "num_gpus": config.gpus_per_replica,
+            "label_selector": config.nodes,
+        },
         max_ongoing_requests=CALLS_AT_ONCE,
         health_check_period_s=config.health_check_period_s,
         health_check_timeout_s=max(30.0, config.health_check_period_s),
