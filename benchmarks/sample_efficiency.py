@@ -4,7 +4,9 @@
 
 A row is a tuned example or one with settings changed (`GROUPS`); a world is another hidden reward with its own initial
 policy and another run seed. Worlds 0 to 9 are for development. What is finished in `--out` is not run again, what was
-interrupted is resumed, and the tables and plots in `docs/results` are made again from all that is there.
+interrupted is resumed. `docs/results/sample_efficiency_<group>.json` keeps the whole curve, settings and code version
+of every run ever finished, so that tables and plots are made again from it and from what is in `--out`: rows of an
+earlier day need neither their run directories nor another run. Where a row's settings changed, its old runs go.
 
 Same prompts, policy, learner, batch of 32 and evaluation for all rows; what a row changes, its settings say.
 """
@@ -14,24 +16,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rayalign.agents.sea import VARIANTS
-from rayalign.evaluate import area_under_curve, bootstrap_interval, paired_ratio
+from rayalign.cli.search import Lines
+from rayalign.evaluate import paired_ratio
+from rayalign.example import load_example, merged
+from rayalign.many import Job, run_many
 from rayalign.plots import compare_win_rate, png
 from rayalign.run_record import RunRecord
+from rayalign.standings import Rows, StoredRun, markdown, merge, rows_from_plain, rows_to_plain, table, verdicts
 
 ROOT = Path(__file__).parents[1]
-RUN_TIMEOUT_S = 3600
 TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7)
+MARKS = (256, 512, 1000, 1500, 2000)
+USUAL_BUDGET = 2000
 BASELINE = "passive"
 PAPER = {"agent.gamma_burn_in": 1000, "agent.gamma_after": 0.7, "agent.synthetic_pairs": "selected"}
 ORACLE_ONLY = {"agent.gamma_after": 1.0}
@@ -84,6 +86,7 @@ the same family, never on these: it knows what kind of thing is rewarded, passiv
 {command}
 ```
 Machine: 2 CPU cores, 24 GiB, no GPU. What each row is: `GROUPS` in that file, on top of `tuned_examples/`.
+Numbers of different rows compare where they come from the same code: the JSON file says which made each run.
 """
 
 
@@ -94,109 +97,44 @@ def folder_of(out: Path, example: str, changes: Mapping[str, Any], world: int, b
     return out / f"{name}-{budget}-world{world}"
 
 
-def run_here(folder: Path, example: str, changes: Mapping[str, Any], world: int, budget: int) -> None:
-    """One run in this process, or the rest of it."""
-    import runpy
-
-    import rayalign
-
-    if (folder / "config.yaml").exists():
-        rayalign.resume(folder)
-        return
-    config = dict(runpy.run_path(str(ROOT / "tuned_examples" / f"{example}_tinyworld.py"))["CONFIG"])
+def job_of(example: str, changes: Mapping[str, Any], world: int, options: argparse.Namespace) -> Job:
+    config = load_example(ROOT / "tuned_examples" / f"{example}_tinyworld.py")
     config |= {"env.seed": world, "evaluation.every": 128, "evaluation.num_prompts": 300, "logging.progress": "off"}
-    config |= {"seed": world, "budget": budget, **changes}
-    rayalign.run(config.pop("agent"), config.pop("env"), run_dir=folder, **config)
+    config |= {"seed": world, "budget": options.budget, **changes}
+    return Job(
+        folder=folder_of(options.out, example, changes, world, options.budget).absolute(),
+        agent=config.pop("agent"),
+        env=config.pop("env"),
+        settings=merged(config),
+    )
 
 
-def run_all(rows: Mapping[str, tuple[str, Mapping[str, Any]]], options: argparse.Namespace) -> list[str]:
-    """Every missing run, `--jobs` at a time, each in a process and a Ray of its own. Returns what failed."""
-    todo = [
-        (example, changes, world)
-        for world in options.worlds
-        for example, changes in dict.fromkeys((e, json.dumps(c, sort_keys=True)) for e, c in rows.values())
-        if not (folder_of(options.out, example, json.loads(changes), world, options.budget) / "result.json").exists()
-    ]
-    failed: list[str] = []
-
-    def one(job: tuple[str, str, int]) -> None:
-        example, changes, world = job
-        command = [sys.executable, __file__, "--one", example, changes, "--worlds", str(world)]
-        command += ["--budget", str(options.budget), "--out", str(options.out)]
-        start = time.perf_counter()
-        environment = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
-        try:
-            run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
-            error = run.stderr.strip().splitlines()[-1:] if run.returncode else []
-        except subprocess.TimeoutExpired:
-            error = [f"no end after {RUN_TIMEOUT_S} s"]
-        failed.extend(f"{example} {changes} world {world}: {line}" for line in error)
-        state = "FAILED" if error else f"{time.perf_counter() - start:.0f} s"
-        print(f"{example} {changes} world {world}: {state}", file=sys.stderr, flush=True)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, todo))
-    return failed
+def jobs_of(group: str, options: argparse.Namespace) -> dict[str, list[Job]]:
+    """Row -> its runs, by world."""
+    return {
+        name: [job_of(example, changes, world, options) for world in options.worlds]
+        for name, (example, changes) in GROUPS[group].items()
+    }
 
 
 # ==== tables =========================================================================================================
-def records(
-    rows: Mapping[str, tuple[str, Mapping[str, Any]]], options: argparse.Namespace
-) -> dict[str, list[RunRecord]]:
-    """Row -> its finished runs, by world."""
-    found = {}
-    for name, (example, changes) in rows.items():
-        folders = [folder_of(options.out, example, changes, world, options.budget) for world in options.worlds]
-        if runs := [RunRecord.read(folder) for folder in folders if (folder / "result.json").exists()]:
-            found[name] = runs
-    return found
+def all_runs(stem: Path, jobs: Mapping[str, list[Job]], budget: int) -> dict[str, list[StoredRun]]:
+    """Row -> what the JSON file knows, and the finished runs that are there now."""
+    file = stem.with_suffix(".json")
+    old = rows_from_plain(json.loads(file.read_text()), budget) if file.exists() else {}
+    new = {
+        name: [StoredRun.of(RunRecord.read(job.folder)) for job in own if job.finished] for name, own in jobs.items()
+    }
+    rows, notes = merge(old, new)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return {name: rows[name] for name in [*jobs, *(n for n in rows if n not in jobs)] if name in rows}
 
 
-def table(runs: Mapping[str, Sequence[RunRecord]], budget: int) -> tuple[list[str], dict[str, Any]]:
-    """Markdown lines, and the numbers behind them."""
-    marks = [mark for mark in (256, 512, 1000, 1500, 2000) if mark <= budget]
-    head = ["row", "worlds", *(f"win rate at {mark}" for mark in marks), "area under curve", "duels' own win rate"]
-    head += [*(f"labels to {target:.2f}" for target in TARGETS[2:4]), "steps"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    numbers: dict[str, Any] = {}
-    for name, row in runs.items():
-        curves = [run.curve() for run in row]
-        at = {mark: [float(np.interp(mark, *map(np.asarray, curve))) for curve in curves] for mark in marks}
-        area = [area_under_curve(*curve, up_to=float(budget)) for curve in curves]
-        online = [float(np.mean(run.series("online_win_rate")[1] or [np.nan])) for run in row]
-        labels = {target: [run.labels_to(target) for run in row] for target in TARGETS}
-        steps = [len(run.series("loss" if run.series("loss")[1] else "learner/loss")[1]) for run in row]
-        updates = int(row[0].settings.get("learner.updates_per_batch", 1))
-        numbers[name] = {
-            "worlds": [run.world for run in row],
-            "win_rate_at": at,
-            "area_under_curve": area,
-            "online_win_rate": online,
-            "labels_to": labels,
-            "steps": [updates * n for n in steps],
-        }
-        cells = [name, str(len(row)), *(interval(values) for values in at.values()), interval(area), interval(online)]
-        for target in TARGETS[2:4]:
-            reached = [value for value in labels[target] if value is not None]
-            middle = f"{np.median(reached):.0f}" if 2 * len(reached) > len(row) else "-"
-            cells.append(f"{middle} ({len(reached)}/{len(row)})")
-        cells.append(f"{np.mean(numbers[name]['steps']):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines, numbers
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and its 95% bootstrap interval over worlds."""
-    estimate = bootstrap_interval(values)
-    if np.isnan(estimate.value):
-        return "-"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
-def ratios(runs: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+def ratios(rows: Rows) -> list[str]:
     """Labels of the baseline over labels of each other row, world by world."""
     lines = []
-    by_world = {name: {run.world: run for run in row} for name, row in runs.items()}
+    by_world = {name: {run.world: run for run in runs} for name, runs in rows.items()}
     for name in by_world:
         for target in TARGETS[2:4] if name != BASELINE and BASELINE in by_world else ():
             pairs = [
@@ -221,49 +159,68 @@ def ratios(runs: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     return lines
 
 
-def write(group: str, runs: Mapping[str, Sequence[RunRecord]], options: argparse.Namespace) -> None:
-    """`sample_efficiency_<group>.md`, `.json` and plots in `--results`."""
+def code_of(rows: Rows) -> str:
+    """Which code made the rows."""
+    made: dict[str, list[str]] = {}
+    for name, runs in rows.items():
+        for code in dict.fromkeys(", then ".join(run.code) or "not recorded" for run in runs):
+            made.setdefault(code, []).append(name)
+    return "Code: " + "; ".join(f"{code} ({', '.join(names)})" for code, names in made.items()) + "."
+
+
+def write(group: str, jobs: Mapping[str, list[Job]], options: argparse.Namespace) -> None:
+    """`sample_efficiency_<group>.md`, `.json` and plots in `--results`; an unusual budget is part of the names."""
     stem = options.results / f"sample_efficiency_{group}"
-    lines, numbers = table(runs, options.budget)
+    if options.budget != USUAL_BUDGET:
+        stem = stem.with_name(f"{stem.name}_{options.budget}")
+    rows = all_runs(stem, jobs, options.budget)
+    if not rows:
+        return
+    marks = [mark for mark in MARKS if mark <= options.budget] or [options.budget]
+    head, lines = table(rows, marks, TARGETS[2:4], unit="worlds")
     worlds = " ".join(map(str, options.worlds))
     command = f"python benchmarks/sample_efficiency.py --groups {group} --worlds {worlds} --budget {options.budget}"
     intro = INTRO.format(group=group, budget=options.budget, command=command)
-    missing = [name for name in GROUPS[group] if name not in runs]
-    plot = f"\n![win rate over labels]({stem.name}_win_rate.png)"
-    text = [intro, *lines, plot, "", *ratios(runs), *([f"\nNot run yet: {', '.join(missing)}."] if missing else [])]
+    missing = [name for name in GROUPS[group] if name not in rows]
+    text = [
+        intro,
+        *markdown(head, lines),
+        f"\n![win rate over labels]({stem.name}_win_rate.png)",
+        "",
+        *ratios(rows),
+        "",
+    ]
+    if BASELINE in rows:
+        text += [*(f"- {verdict.sentence}" for verdict in verdicts(rows, BASELINE)), ""]
+    text += [code_of(rows), *([f"\nNot run yet: {', '.join(missing)}."] if missing else [])]
     stem.with_suffix(".md").write_text("\n".join(text) + "\n")
-    stem.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n")
-    if (figure := compare_win_rate(runs)) is not None:
+    stem.with_suffix(".json").write_text(json.dumps(rows_to_plain(rows, marks, TARGETS), indent=1) + "\n")
+    if (figure := compare_win_rate(rows)) is not None:
         stem.with_name(f"{stem.name}_win_rate.png").write_bytes(png(figure))
-    print("\n".join(lines))
+    print("\n".join(markdown(head, lines)))
 
 
 def main() -> None:
     """Run what is missing, then write the tables of the groups."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", nargs="+", default=["agents"], choices=list(GROUPS))
-    parser.add_argument("--rows", nargs="+", help="only these rows of the groups")
+    parser.add_argument("--rows", nargs="+", help="run only these rows of the groups")
     parser.add_argument("--worlds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
-    parser.add_argument("--budget", type=int, default=2000)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--budget", type=int, default=USUAL_BUDGET)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time; 0: none, only tables and plots")
     parser.add_argument("--out", type=Path, default=Path("runs/sample-efficiency"))
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        example, changes = options.one[0], json.loads(options.one[1])
-        world = options.worlds[0]
-        run_here(
-            folder_of(options.out, example, changes, world, options.budget), example, changes, world, options.budget
-        )
-        return
-    failed: list[str] = []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    failed: dict[Path, str] = {}
     for group in options.groups:
-        rows = {name: row for name, row in GROUPS[group].items() if not options.rows or name in options.rows}
-        failed += run_all(rows, options)
-        write(group, records(GROUPS[group], options), options)
+        jobs = jobs_of(group, options)
+        wanted = [job for name, own in jobs.items() if not options.rows or name in options.rows for job in own]
+        if options.jobs:
+            failed |= run_many(sorted(wanted, key=lambda job: job.settings["loop.seed"]), options.jobs, Lines())
+        write(group, jobs, options)
     if failed:
-        sys.exit("\n".join(failed))
+        sys.exit("\n".join(f"{folder.name}: {why}" for folder, why in failed.items()))
 
 
 if __name__ == "__main__":

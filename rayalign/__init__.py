@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayalign.agents import list_agents
+    from rayalign.comparison import Comparison
     from rayalign.env import list_envs
     from rayalign.loop import resume, run
     from rayalign.result import Result
 
 __version__ = "0.1.0"
-__all__ = ["Result", "list_agents", "list_envs", "resume", "run"]
+__all__ = ["Comparison", "Result", "compare", "list_agents", "list_envs", "resume", "run"]
 
 _HOMES = {
     "run": "rayalign.loop",
     "resume": "rayalign.loop",
     "Result": "rayalign.result",
+    "compare": "rayalign.comparison",
+    "Comparison": "rayalign.comparison",
     "list_agents": "rayalign.agents",
     "list_envs": "rayalign.env",
 }

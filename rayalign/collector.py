@@ -63,6 +63,21 @@ GENERATE, SELECT, OBSERVE, SHUFFLE = range(4)
 """Purposes of a batch's random streams."""
 
 
+HELD = "held after an evaluation"
+"""Phase of a guided run that waits to be let on."""
+HOLD_POLL_S = 0.1
+ALLOWED = "allowed_evaluations"
+"""A file in the run directory of a guided run: how many evaluations it may make before it waits."""
+
+
+def allowed_evaluations(run_dir: Path) -> int | None:
+    """What the file says; None: the run is not guided."""
+    try:
+        return int((run_dir / ALLOWED).read_text())
+    except FileNotFoundError:
+        return None
+
+
 class Collector:
     """Steps the environment, batch after batch, in a thread of its own; serves the learner from the others.
 
@@ -153,6 +168,8 @@ class Collector:
             with clock("evaluate"):
                 self._evaluate()
 
+        self._hold()
+
         version = self.pool.version
         with clock("generate"):
             prompts = [self.encoder.encode(prompt) for prompt in self.table]
@@ -196,6 +213,13 @@ class Collector:
         self.log.metrics(self.record)
         for stage, start, end in clock.spans:
             self.log.timeline("collector", stage, batch, start, end)
+
+    def _hold(self) -> None:
+        """Go no further than the evaluation that whoever guides the run has let it go to (`rayalign.guided`)."""
+        while (allowed := allowed_evaluations(self.run_dir)) is not None and self.heldout.num_done >= allowed:
+            self.phase = HELD
+            if self._stop.wait(HOLD_POLL_S):
+                raise self.failure or RayalignError("the run is being stopped.")
 
     # ==== pieces of the loop ===================================================================================
     def _wait_for_version(self, oldest: int) -> None:
@@ -527,6 +551,13 @@ class Collector:
             "published": self.window.published,
             **self._late_status(),
         }
+
+    def interrupt(self, reason: str) -> None:
+        """Break the run off: the learner is told so instead of a batch. Nothing that was bought is lost."""
+        if self.phase not in ("done", "failed"):
+            self.error, self.failure = reason, RayalignError(reason)
+            self._stop.set()
+            self.window.fail(self.failure)
 
     def failed_with(self) -> RayalignError | None:
         """What stopped the collector, if anything did."""

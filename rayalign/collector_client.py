@@ -75,6 +75,10 @@ class CollectorClient:
         """The collector's snapshot of itself."""
         return self._call("status", timeout_s)
 
+    def interrupt(self, reason: str, timeout_s: float = 30.0) -> None:
+        """See `Collector.interrupt`."""
+        self._call("interrupt", timeout_s, reason)
+
     def raise_failure(self) -> None:
         """Raise here what stopped the collector, if anything did."""
         if (error := self._call("failed_with", CALL_TIMEOUT_S)) is not None:

@@ -9,7 +9,8 @@ Shapes: P prompts, S seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -200,9 +201,11 @@ def bootstrap_interval(
         return Estimate(value, math.nan, math.nan)
     if np.allclose(values, values[0], rtol=1e-9, atol=0):
         return Estimate(value, value, value)
-    from scipy.stats import bootstrap
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
-    found = bootstrap((values,), statistic, confidence_level=level, rng=np.random.default_rng(seed))
+    with warnings.catch_warnings():  # two values: the interval is NaN, which says as much
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap((values,), statistic, confidence_level=level, rng=np.random.default_rng(seed))
     return Estimate(value, float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 
@@ -223,6 +226,88 @@ def paired_ratio(values_S: ArrayLike, baseline_S: ArrayLike, level: float = 0.95
     if not (np.all(values > 0) and np.all(baseline > 0)):
         raise ValueError("paired_ratio needs positive numbers; leave out the pairs that have none.")
     return Estimate(*np.exp(bootstrap_interval(np.log(values / baseline), level=level, seed=seed)).tolist())
+
+
+def cautious_interval(values_S: ArrayLike, level: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean of a few independent values, with the wider of two intervals at each end: bootstrap and Student's t.
+
+    The bootstrap knows the shape of the values and is too narrow for fewer than about eight; t is honest about how
+    few there are and takes their shape for a bell. A verdict on a handful of seeds should survive both.
+
+    >>> [round(x, 3) for x in cautious_interval([1.0, 2.0, 3.0])]  # t with 2 degrees: 2 -/+ 4.303 / sqrt(3)
+    [2.0, -0.484, 4.484]
+    """
+    values = np.asarray(values_S, dtype=float)
+    found = bootstrap_interval(values, level=level, seed=seed)
+    if len(values) < 2:
+        return found
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * _stderr(values)
+    low, high = np.fmin(found.low, found.value - half), np.fmax(found.high, found.value + half)  # bootstraps may be NaN
+    return Estimate(found.value, float(low), float(high))
+
+
+class Saving(NamedTuple):
+    """Labels that a row needs to a target, over those of the baseline, from pairs of runs with the same seed."""
+
+    ratio: Estimate
+    """Geometric mean over pairs; below 1: the row needs fewer. NaN where nothing can be said."""
+    bound: str
+    """Empty: exact. `at most`: in some pairs the baseline never got there, so that its budget stands for more labels.
+    `at least`: the row never got there. `unknown`: both happened."""
+    pairs: int
+    """Pairs of runs."""
+    used: int
+    """Pairs in which at least one of the two got there: those that the ratio is made of."""
+    row_reached: int
+    baseline_reached: int
+
+
+def saving(row_S: Sequence[float | None], baseline_S: Sequence[float | None], budget: float) -> Saving:
+    """How many of the baseline's labels a row needs to the same target; None stands for a run that never got there.
+
+    A run that did not get there needs more than its `budget`. Put in for the baseline alone, that makes the ratio an
+    upper bound; for the row alone, a lower bound: neither flatters the claim that it bounds. A pair in which neither
+    got there says nothing and is left out.
+
+    >>> round(saving([100.0, None], [200.0, 300.0], 1000).ratio.value, 6)  # of 0.5 and (at least) 1000 / 300
+    1.290994
+    """
+    if len(row_S) != len(baseline_S):
+        raise ValueError(f"saving needs pairs, but got {len(row_S)} values and {len(baseline_S)} of the baseline.")
+    pairs = [(r, b) for r, b in zip(row_S, baseline_S, strict=True) if (r is None or r > 0) and (b is None or b > 0)]
+    used = [(r, b) for r, b in pairs if r is not None or b is not None]
+    lost, won = any(r is None for r, _ in used), any(b is None for _, b in used)
+    bound = ("unknown" if won else "at least") if lost else ("at most" if won else "")
+    ratio = Estimate(math.nan, math.nan, math.nan)
+    if used and bound != "unknown":
+        logs = [math.log((budget if r is None else r) / (budget if b is None else b)) for r, b in used]
+        ratio = Estimate(*np.exp(cautious_interval(logs)).tolist())
+    reached = [sum(value is not None for value in side) for side in (row_S, baseline_S)]
+    return Saving(ratio, bound, len(row_S), len(used), *reached)
+
+
+def common_target(
+    rows: Mapping[str, Sequence[Sequence[float | None]]], targets: Sequence[float], baseline: str
+) -> float | None:
+    """The target at which rows are compared: the highest that the baseline reached in most of its runs, which is where
+    its budget takes it; else the highest that any row reached in most of its runs; None if there is none.
+
+    `rows[name][k]` are the labels that the runs of a row took to `targets[k]`; targets that a run was at from the
+    start (0 labels) do not compare.
+    """
+
+    def reached(name: str, k: int) -> bool:
+        found = rows[name][k]
+        return sum(x is not None for x in found) > len(found) / 2
+
+    usable = [k for k in range(len(targets)) if not any(x == 0 for labels in rows.values() for x in labels[k])]
+    for names in ([baseline], list(rows)):
+        found = [targets[k] for k in usable if any(reached(name, k) for name in names)]
+        if found:
+            return max(found)
+    return None
 
 
 def _scores(scores_P: ArrayLike) -> NDArray[np.float64]:

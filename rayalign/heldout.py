@@ -52,6 +52,7 @@ class HeldOut:
         self.purchaser = Purchaser(self.ledger, oracle, mode="deterministic", seed=seed, budget=None)
         done = read_evaluations(run_dir)
         self._last: int | None = int(done[-1]["labels"]) if done else None
+        self.num_done = len(done)
 
     def prepare(self, pool: RolloutPool) -> None:
         """Take the initial policy's answers, while the pool still runs it, where they are the opponent."""
@@ -94,6 +95,7 @@ class HeldOut:
             record.update(best_of_n_win_rate=picked, best_of_n_stderr=error)
         record["labels_spent_on_evaluation"] = self.ledger.spent
         self._last = labels
+        self.num_done += 1
         self._write_samples(labels, answers, opponents)
         return record
 

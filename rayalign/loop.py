@@ -31,8 +31,8 @@ import gymnasium
 import ray
 from ray import cloudpickle
 
+from rayalign import code_version, share
 from rayalign import config as settings
-from rayalign import share
 from rayalign.agents import agent_class, make_agent
 from rayalign.agents.agent import Agent
 from rayalign.collector_client import CollectorClient
@@ -155,7 +155,7 @@ def new_run(
             f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
             "choose another run_dir."
         )
-    _validate(plan_)
+    validate(plan_)
     folder.mkdir(parents=True, exist_ok=True)
     custom = {
         "world": None if isinstance(env, str) else plan_.world,
@@ -165,6 +165,7 @@ def new_run(
     if any(value is not None for value in custom.values()):
         (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
     (folder / "config.yaml").write_text(settings.to_yaml(plan_.config))
+    code_version.record(folder)
     return plan_
 
 
@@ -195,10 +196,11 @@ def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
             return result
         (folder / "result.json").unlink()
     (folder / "config.yaml").write_text(settings.to_yaml(config))
+    code_version.record(folder)
     world = custom.get("world") or make_world(config.env, **config.env_kwargs)
     agent = type(agent)(config.agent)
     plan_ = Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle"))
-    _validate(plan_)
+    validate(plan_)
     return plan_
 
 
@@ -272,7 +274,7 @@ def _complete(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
     return oracle_kind(oracle.kind).complete(oracle, run_dir)
 
 
-def _validate(plan_: Plan) -> None:
+def validate(plan_: Plan) -> None:
     """Everything that can be known to be wrong before Ray is started and a label bought."""
     config, world = plan_.config, plan_.world
     _oracles(plan_, config)
@@ -297,7 +299,7 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         progress = Progress(plan_.config.logging, title=title, run_dir=folder)
         stack.callback(progress.close)
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
-        own_cluster = stack.enter_context(_cluster())
+        own_cluster = stack.enter_context(cluster())
         lent = share.in_group()  # others' runs may be beside this one
         config = plan(plan_.config, plan_.agent, share.resources(), plan_.set_by_user)
         config = beside_group(config) if lent else config
@@ -338,7 +340,7 @@ def _takes_adapters(config: RunConfig) -> bool:
 
 
 @contextmanager
-def _cluster() -> Iterator[bool]:
+def cluster() -> Iterator[bool]:
     """Inside there is a Ray: the job's, the caller's, or one that is started here (True) and ends with the block."""
     if ray.is_initialized():
         yield False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -217,8 +218,15 @@ SINGLE = {
 
 
 # -- several runs -------------------------------------------------------------------------------------------------
+class Curved(Protocol):
+    """A run, or what was kept of one."""
+
+    def curve(self, name: str = "win_rate") -> tuple[list[float], list[Any]]:
+        """Labels and values of an evaluation's column."""
+
+
 @mpl.rc_context(STYLE)
-def compare_win_rate(groups: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
+def compare_win_rate(groups: Mapping[str, Sequence[Curved]]) -> Figure | None:
     """Held-out win rate by agent: mean over seeds, band of one standard error over seeds, thin lines single runs."""
     figure, (ax,) = _figure(1)
     drawn = _curves(ax, {name: [run.curve() for run in runs] for name, runs in groups.items()})

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -19,6 +19,9 @@ from markupsafe import Markup
 from rayalign.errors import DataError
 from rayalign.evaluate import Estimate, bootstrap_interval, over_seeds, paired_ratio, shown_targets
 from rayalign.run_record import RunRecord, answers, group
+
+if TYPE_CHECKING:
+    from rayalign.plots import Curved
 
 ARTIFACTS = (
     ("policy", "checkpoint", ", a Hugging Face directory"),
@@ -78,7 +81,11 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) 
         out = records[0].path / "report.html" if single else common / "comparison.html"
     page = Path(out)
     plots = page.parent / ("plots" if single else f"{page.stem}-plots")
-    context = _one(records[0], plots) if single else _several(records, plots)
+    return render(_one(records[0], plots) if single else _several(records, plots), page)
+
+
+def render(context: Mapping[str, Any], page: Path) -> Path:
+    """Write the page that the template makes of `context` (see `_one` for what is in it); returns `page`."""
     environment = Environment(
         loader=PackageLoader("rayalign", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -86,6 +93,13 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) 
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html, encoding="utf-8")
     return page
+
+
+def comparison_figures(runs: Mapping[str, Sequence[Curved]], plots: Path) -> list[dict[str, Any]]:
+    """The figure of win rates by row, for a page's context; its PNG file goes to `plots`."""
+    from rayalign.plots import compare_win_rate
+
+    return _figures({"win_rate": compare_win_rate}, runs, COMPARISON_CAPTIONS, plots)
 
 
 # -- one run ------------------------------------------------------------------------------------------------------

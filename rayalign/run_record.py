@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayalign.code_version import recorded
 from rayalign.config import flatten, read_yaml
 from rayalign.errors import DataError
 from rayalign.evaluate import Estimate, labels_to_target, wilson_interval
@@ -33,6 +34,8 @@ class RunRecord:
     """Held-out answers: labels, prompt, response, reference."""
     result: Row
     """What `result.json` says; empty while the run is not finished."""
+    code: tuple[str, ...] = ()
+    """Versions of the code that worked on it (`rayalign.code_version`)."""
 
     @classmethod
     def read(cls, run_dir: str | Path) -> RunRecord:
@@ -49,6 +52,7 @@ class RunRecord:
             timeline=read_timeline(path),
             samples=read_samples(path),
             result=json.loads(result.read_text()) if result.exists() else {},
+            code=tuple(recorded(path)),
         )
 
     @property

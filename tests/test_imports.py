@@ -19,7 +19,7 @@ PACKAGE = Path(rayalign.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = """
-    errors types config cache share
+    errors types config cache share code_version
     arrow_log ledger_rows preference_table ledger
     env purchase
     rollout models staleness stopwatch
@@ -27,8 +27,9 @@ ORDER = """
     learner
     scoring
     serve
-    metrics evaluate logs result run_record plots report progress
-    run_config resources placement recipe heldout collector collector_client loop tune
+    metrics evaluate logs result run_record plots standings report progress
+    run_config resources placement recipe heldout collector collector_client loop guided many example comparison tune
+    estimate
     cli
 """.split()
 """Each file or folder of the package may import those before it; `rayalign/__init__.py` imports lazily, exempt."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rayalign.cli.app import Budget, Changes, Policy, RunDir, Seed, Staleness, app, plain_errors
-from rayalign.config import flatten
 from rayalign.errors import ConfigError
+from rayalign.example import load_example, merged
 from rayalign.recipe import Recipe, describe_choices, settings_of, split_choices
-
-SHORT_NAMES = {"budget": "loop.budget", "seed": "loop.seed", "max_staleness": "loop.max_staleness"}
-"""What `rayalign.run` takes as arguments of its own, and the settings that they are."""
 
 
 @app.command()
@@ -47,7 +42,7 @@ def resume(
     """Go on with an interrupted run, or with a finished one that gets a larger budget."""
     from rayalign.loop import resume as resume_run
 
-    resume_run(run_dir, **_merged({}, [*read_changes(changes), *_given(budget=budget)]))
+    resume_run(run_dir, **merged({}, [*read_changes(changes), *_given(budget=budget)]))
 
 
 @app.command()
@@ -101,22 +96,10 @@ def start(base: Mapping[str, Any], changes: Sequence[tuple[str, Any]]) -> Any:
     """Call `rayalign.loop.run` with the settings of `base` and then `changes`; the later of two wins."""
     from rayalign.loop import run as run_loop
 
-    settings = _merged(base, changes)
+    settings = merged(base, changes)
     if "agent" not in settings:
         raise ConfigError("agent is not set; name a registered agent, e.g. `agent='sea'` in CONFIG.")
     return run_loop(settings.pop("agent"), settings.pop("env", "rayalign/TinyWorld-v0"), **settings)
-
-
-def load_example(file: str, choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The settings in `CONFIG` of a Python file, which is executed for it; `choices` are for a `rayalign.recipe`."""
-    if not Path(file).is_file():
-        raise ConfigError(f"{file!r} is not a file. Name a tuned example, or an agent (`rayalign agents` lists them).")
-    config = runpy.run_path(file, run_name="rayalign_example").get("CONFIG")
-    if not isinstance(config, Mapping) and not callable(config):
-        raise ConfigError(
-            f"{file!r} does not define CONFIG, a dict of settings such as dict(agent='sea', budget=2000)."
-        )
-    return settings_of(config, choices)
 
 
 def read_changes(changes: Iterable[str] | None) -> list[tuple[str, str]]:
@@ -132,14 +115,6 @@ def read_changes(changes: Iterable[str] | None) -> list[tuple[str, str]]:
             raise ConfigError(f"--set {change!r} must be NAME=VALUE, e.g. --set agent.beta=0.1.")
         pairs.append((name.strip(), value))
     return pairs
-
-
-def _merged(base: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Dotted names only, each once: `seed` and `loop.seed` are one setting, and the last word on it wins."""
-    settings: dict[str, Any] = {}
-    for name, value in [*flatten(base).items(), *changes]:
-        settings[SHORT_NAMES.get(name, name)] = value
-    return settings
 
 
 def _given(**options: Any) -> list[tuple[str, Any]]:

@@ -1,0 +1,77 @@
+"""A run in a thread of this process, for those who run many: let go from evaluation to evaluation, or broken off.
+
+    guided = GuidedRun(plan, allowed=1)      the run starts, makes its first evaluation, and waits
+    guided.allow(2)                          it goes on to the second one
+    guided.stop("not promising")             or it ends here: nothing that was bought is lost, `resume` goes on
+
+How far it may go is a file in the run directory: a collector that is restarted finds it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from rayalign.collector import ALLOWED
+from rayalign.collector_client import CollectorClient
+from rayalign.errors import RayalignError
+from rayalign.loop import Plan, execute
+from rayalign.result import Result
+
+STOP_TIMEOUT_S = 120.0
+
+
+class GuidedRun:
+    """Executes `plan` in a thread."""
+
+    def __init__(self, plan: Plan, allowed: int | None = None) -> None:
+        """`allowed`: evaluations that it may make before it waits; None: as many as it likes."""
+        self.run_dir = Path(plan.config.run_dir)
+        self.allow(allowed)
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+        self._plan = plan
+        self._client: CollectorClient | None = None
+        self._stop_reason = ""
+        self._thread = threading.Thread(target=self._execute, name="run", daemon=True)
+        self._thread.start()
+
+    def allow(self, evaluations: int | None) -> None:
+        """Let it go on to evaluation number `evaluations`, counted from the start of the run."""
+        file = self.run_dir / ALLOWED
+        if evaluations is None:
+            file.unlink(missing_ok=True)
+            return
+        partial = file.with_suffix(".partial")
+        partial.write_text(str(evaluations))
+        os.replace(partial, file)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether it has ended, within `timeout_s`; raises what ended it, unless that was `stop`."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return False
+        if self.error is not None and not self._stop_reason:
+            raise self.error
+        return True
+
+    def stop(self, reason: str, timeout_s: float = STOP_TIMEOUT_S) -> bool:
+        """Break it off; returns whether everything of it has ended within `timeout_s`."""
+        self._stop_reason = reason
+        if self._client is not None:
+            with contextlib.suppress(Exception):  # it may be ending by itself
+                self._client.interrupt(reason)
+        return self.wait(timeout_s)
+
+    def _execute(self) -> None:
+        try:
+            self.result = execute(self._plan, on_start=self._started)
+        except BaseException as error:
+            self.error = error
+
+    def _started(self, client: CollectorClient) -> None:
+        self._client = client
+        if self._stop_reason:
+            raise RayalignError(self._stop_reason)
