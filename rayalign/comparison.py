@@ -22,6 +22,7 @@ from rayalign.errors import ConfigError, RayalignError
 from rayalign.evaluate import shown_targets
 from rayalign.example import load_example, merged
 from rayalign.many import Job, Tell, run_many
+from rayalign.recipe import settings_of, split_choices
 from rayalign.report import Table, comparison_figures, render
 from rayalign.run_record import RunRecord
 from rayalign.standings import (
@@ -195,8 +196,12 @@ def _row(name: str, what: str | Mapping[str, Any], changes: Sequence[tuple[str, 
     for setting, value in changes:
         if not setting or value == "":
             raise ConfigError(f"agents: the row {name!r} has {setting!r}={value!r}; write NAME:SETTING=VALUE,...")
-    base = dict(what) if isinstance(what, Mapping) else load_example(what) if what.endswith(".py") else {"agent": what}
-    settings = merged(base, changes)
+    choices, others = split_choices(changes)
+    if isinstance(what, str) and what.endswith(".py"):
+        base = load_example(what, choices)
+    else:
+        base = settings_of({"agent": what} if isinstance(what, str) else what, choices)
+    settings = merged(base, others)
     agent = settings.pop("agent", None)
     if not isinstance(agent, str):
         raise ConfigError(f"agents: the row {name!r} does not say which agent it is; set 'agent' to a registered name.")

@@ -1,4 +1,4 @@
-"""Tuned examples as data: the dict `CONFIG` of a Python file, with full names, the last word on each winning."""
+"""Tuned examples as data: the settings in `CONFIG` of a Python file, with full names, the last word on each winning."""
 
 from __future__ import annotations
 
