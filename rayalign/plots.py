@@ -228,7 +228,7 @@ class Curved(Protocol):
 @mpl.rc_context(STYLE)
 def compare_win_rate(groups: Mapping[str, Sequence[Curved]]) -> Figure | None:
     """Held-out win rate by agent: mean over seeds, band of one standard error over seeds, thin lines single runs."""
-    figure, (ax,) = _figure(1)
+    figure, (ax,) = _figure(1, height=3.2 if len(groups) <= MOST_WITH_BANDS else 5.0)
     drawn = _curves(ax, {name: [run.curve() for run in runs] for name, runs in groups.items()})
     ax.axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
     ax.set(xlabel="labels bought", ylabel="win rate")
@@ -248,21 +248,29 @@ def compare_regret(groups: Mapping[str, Sequence[RunRecord]]) -> Figure | None:
     return figure if drawn else None
 
 
+MOST_WITH_BANDS = 7
+"""Agents of a comparison that are drawn with bands and single runs."""
+DASHES = ("-", "--", ":")
+"""Where the colours are used up, they begin again with other lines."""
 COMPARISON = {"win_rate": compare_win_rate, "regret": compare_regret}
 """File name -> figure of several runs."""
 
 
 def _curves(ax: Axes, curves: Mapping[str, Sequence[tuple[list[float], list[float]]]]) -> bool:
+    """Where there are too many to tell bands and single runs apart, the means alone."""
     drawn = False
+    few = len(curves) <= MOST_WITH_BANDS
     for i, (name, pairs) in enumerate(curves.items()):
         x, mean, error = mean_curve(pairs)
         if not len(x):
             continue
-        colour = COLOURS[i % len(COLOURS)]
-        for labels, values in pairs if len(pairs) > 1 else ():
+        colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+        for labels, values in pairs if few and len(pairs) > 1 else ():
             ax.plot(labels, _floats(values), color=colour, linewidth=0.6, alpha=0.45)
-        ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-        ax.plot(x, mean, color=colour, label=f"{name} ({len(pairs)} run{'s' * (len(pairs) > 1)})")
+        if few:
+            ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        label = f"{name} ({len(pairs)} run{'s' * (len(pairs) > 1)})"
+        ax.plot(x, mean, color=colour, linestyle=dashes, label=label)
         drawn = True
     return drawn
 
@@ -288,7 +296,14 @@ def _noisy(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> Non
 
 
 def _legend(ax: Axes) -> None:
-    if len(ax.get_legend_handles_labels()[1]) > 1:
+    """In the axes where it has room; else beside them, in the order in which the lines end."""
+    handles: list[Any]
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > MOST_WITH_BANDS:
+        order = sorted(range(len(labels)), key=lambda i: -handles[i].get_ydata()[-1])
+        where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": "small"}
+        ax.legend([handles[i] for i in order], [labels[i] for i in order], **where)
+    elif len(labels) > 1:
         ax.legend(loc="best")
 
 
