@@ -53,6 +53,7 @@ from rayalign.rollout.weights import Weights, load_weights, save_weights
 from rayalign.run_config import RunConfig
 from rayalign.scoring.pool import ScorerPool
 from rayalign.serve.kinds import oracle_kind
+from rayalign.shared_budget import SharedBudget
 from rayalign.staleness import Window
 from rayalign.stopwatch import Stopwatch
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, TrainBatch
@@ -97,6 +98,7 @@ class Collector:
             seed=config.loop.seed,
             budget=config.loop.budget,
             late=getattr(oracle, "late", False),
+            shared=SharedBudget(config.loop.shared_budget, self.run_dir) if config.loop.shared_budget else None,
         )
         self.oracle, self.eval_oracle = oracle, eval_oracle
         self.window = Window()
@@ -145,6 +147,7 @@ class Collector:
                 self._wait_for_answers()
             else:
                 break
+        self._settle()
         end = self.ledger.num_collected * self.config.loop.epochs
         self.window.finish(end)
         self.phase = "finishing"
@@ -152,6 +155,16 @@ class Collector:
         self._wake()
         self._sync(newest=None)
         self._evaluate()
+
+    def _settle(self) -> None:
+        """What was set aside in a shared budget and not bought is others' again."""
+        if self.purchaser.shared is not None:
+            if self.purchaser.shut_out:
+                self.warning = (
+                    f"stopped at {self.ledger.spent} of {self.config.loop.budget} labels: the budget that it shares "
+                    "with other runs is spent."
+                )
+            self.purchaser.shared.settle(self.ledger.committed)
 
     def collect(self, batch: int) -> None:
         """Collect batch `batch`, and have the agent observe the stream batches that its answers close."""
@@ -178,7 +191,7 @@ class Collector:
         with clock("select"):
             choices = agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
             duels, synthetic = self._duels(batch, prompts, candidates, choices)
-            duels = duels[: self.purchaser.remaining]  # the last batch of the budget is a short one
+            duels = duels[: self.purchaser.reserve(len(duels))]  # the last batch of the budget is a short one
         with clock("label"):
             header = {"version": version, "published": self.window.published, "choices": len(choices)}
             with self.lock:

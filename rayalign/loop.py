@@ -62,9 +62,9 @@ CUSTOM_INPUTS = "inputs.pkl"
 """Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
 
 FREE_TO_CHANGE = (
-    "loop.budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus", "loop.collector_nodes",
-    "loop.max_stalled_batches", "rollout.num_replicas", "rollout.nodes", "scorer.nodes", "learner.nodes",
-    "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
+    "loop.budget", "loop.shared_budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus",
+    "loop.collector_nodes", "loop.max_stalled_batches", "rollout.num_replicas", "rollout.nodes", "scorer.nodes",
+    "learner.nodes", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
     "rollout.sync_timeout_s", "scorer.num_replicas", "scorer.cpus_per_replica", "scorer.gpus_per_replica",
     "scorer.request_timeout_s", "scorer.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker",
     "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every",

@@ -30,6 +30,7 @@ from typing import Any, cast
 from rayalign.env.labels import LABEL_MODES, LateOracle, Oracle, draw_label
 from rayalign.errors import BudgetError, ConfigError, LedgerError, OracleError
 from rayalign.ledger import Ledger
+from rayalign.shared_budget import SharedBudget
 from rayalign.types import Duel, Preference, Verdict
 
 REFUSED = "Nothing of the reply was recorded or charged; the duels can be asked again."
@@ -44,6 +45,7 @@ class Purchaser:
     Args:
         late: the oracle is a `LateOracle`, and nobody waits for its answers: `label` hands the duels over and returns
             what is there, `poll` asks after the rest.
+        shared: a cap on the labels of this and other runs, beside `budget`.
     """
 
     def __init__(
@@ -55,21 +57,37 @@ class Purchaser:
         budget: int | None = None,
         *,
         late: bool = False,
+        shared: SharedBudget | None = None,
     ) -> None:
         if mode not in LABEL_MODES:
             raise ConfigError(f"oracle.labels={mode!r} must be one of {', '.join(LABEL_MODES)}.")
         if budget is not None and budget < 1:
             raise ConfigError(f"budget={budget} must be at least 1; None is no limit.")
         self.ledger, self.oracle, self.mode, self.seed, self.budget = ledger, oracle, mode, seed, budget
-        self.late = late
+        self.late, self.shared = late, shared
         self._desk = threading.RLock()
         self._polling = threading.Lock()  # two polls at a time would both record the same answer
         self._waited_for: dict[str, Duel] = {}
 
     @property
     def remaining(self) -> int | None:
-        """Labels that may still be committed; None without a limit."""
-        return None if self.budget is None else max(0, self.budget - self.ledger.committed)
+        """Labels that may still be committed; None without a limit. Other runs may take those of a shared budget."""
+        own = None if self.budget is None else max(0, self.budget - self.ledger.committed)
+        if self.shared is None or own == 0:
+            return own
+        room = self.shared.room(self.ledger.committed)
+        return room if own is None else min(own, room)
+
+    def reserve(self, wanted: int) -> int:
+        """How many of `wanted` labels may be committed next; those of a shared budget are set aside for it."""
+        own = None if self.budget is None else max(0, self.budget - self.ledger.committed)
+        wanted = wanted if own is None else min(wanted, own)
+        return wanted if self.shared is None else self.shared.reserve(self.ledger.committed, wanted)
+
+    @property
+    def shut_out(self) -> bool:
+        """Whether a shared budget has nothing left, although this run's own has."""
+        return self.shared is not None and self.remaining == 0 and self.budget != self.ledger.committed
 
     def commit(
         self,
@@ -87,8 +105,8 @@ class Purchaser:
         with self._desk:
             if batch is None:
                 duels = list({duel.id: duel for duel in duels if duel.id not in self.ledger}.values())
-            remaining = self.remaining
-            if remaining is not None and len(duels) > remaining:
+            remaining = len(duels) if self.shared is None and self.budget is None else self.reserve(len(duels))
+            if len(duels) > remaining:
                 raise BudgetError(
                     f"batch {batch} asks for {len(duels)} labels, but of budget={self.budget} only {remaining} are "
                     f"left ({self.ledger.spent} spent, {self.ledger.committed - self.ledger.spent} on order). "

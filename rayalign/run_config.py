@@ -22,6 +22,9 @@ class LoopConfig:
 
     budget: int = 1000
     """Labels to buy from the oracle; never exceeded."""
+    shared_budget: str = ""
+    """File of a cap on the labels of several runs (`rayalign.shared_budget`): each batch is set aside there before it
+    is bought. Empty: no cap but this run's budget."""
     batch_size: int = 32
     """Duels per batch, hence per gradient step; the last batch of the budget may be smaller."""
     max_staleness: int = 0

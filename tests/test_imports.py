@@ -20,7 +20,7 @@ ROOT = PACKAGE.parent
 
 ORDER = """
     errors types config nodes cache share code_version
-    arrow_log ledger_rows preference_table ledger
+    arrow_log ledger_rows preference_table ledger shared_budget
     env purchase
     rollout models staleness stopwatch
     agents
