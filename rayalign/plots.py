@@ -297,10 +297,11 @@ def _noisy(ax: Axes, x: Sequence[float], y: Sequence[float], colour: str) -> Non
 
 def _legend(ax: Axes) -> None:
     """In the axes where it has room; else beside them, in the order in which the lines end."""
-    handles: list[Any]
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > MOST_WITH_BANDS:
-        order = sorted(range(len(labels)), key=lambda i: -handles[i].get_ydata()[-1])
+        lines: list[Any] = list(handles)
+        ends = [line.get_ydata()[-1] for line in lines]
+        order = sorted(range(len(labels)), key=lambda i: -ends[i])
         where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": "small"}
         ax.legend([handles[i] for i in order], [labels[i] for i in order], **where)
     elif len(labels) > 1:
