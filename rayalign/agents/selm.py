@@ -115,9 +115,10 @@ class SELM(Agent):
 
     def training_duels(self, preferences: Sequence[Preference]) -> list[Preference]:
         """Best against worst of each prompt; where y is neither, a carrier for its log-probability."""
-        by_prompt: dict[int, list[Preference]] = {}
+        by_prompt: dict[tuple[int, int], list[Preference]] = {}  # a late oracle's answers are of several batches
         for preference in sorted(preferences, key=lambda preference: preference.duel.meta["ranks"]):
-            by_prompt.setdefault(preference.duel.meta["prompt"], []).append(preference)
+            duel = preference.duel
+            by_prompt.setdefault((duel.batch, duel.meta["prompt"]), []).append(preference)
         duels = [duel for _, known in sorted(by_prompt.items()) for duel in _ranked(known)]
         return averaged_over_prompts(duels, prompts=len(by_prompt))
 

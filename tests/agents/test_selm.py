@@ -96,6 +96,17 @@ def test_two_verdicts_of_three_still_rank_and_one_is_taken_as_it_is():
     assert best_and_worst([(1, 2, 0.5)]) == (1, 2, 0.5)
 
 
+def test_rankings_of_two_batches_are_not_mixed_up_where_late_answers_bring_them_together(box):
+    agent, groups = make_agent("selm"), groups_of(box, 2)
+    earlier = judged(box, agent, groups[:1], by_rank([3.0, 2.0, 1.0]))
+    later = [
+        replace(p, duel=replace(p.duel, id=f"later-{p.duel.id}", batch=p.duel.batch + 1))
+        for p in judged(box, agent, groups[1:], by_rank([1.0, 2.0, 3.0]))
+    ]
+    ranked = agent.training_duels([*earlier, *later])
+    assert [(d.winner, d.loser) for d in ranked] == [(groups[0][0], groups[0][2]), (groups[1][2], groups[1][0])]
+
+
 def test_best_meets_worst_and_the_fresh_response_is_named_wherever_it_ranks(box):
     agent, groups = make_agent("selm"), groups_of(box, 3)
     rewards = ([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0])  # the fresh one is best, worst, in the middle
