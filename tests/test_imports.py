@@ -19,7 +19,7 @@ PACKAGE = Path(rayalign.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = """
-    errors types config cache
+    errors types config cache hf
     arrow_log ledger_rows preference_table ledger
     env purchase
     rollout models staleness stopwatch
