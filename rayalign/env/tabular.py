@@ -121,7 +121,8 @@ class Tabular(World):
         depends on the last one alone. Hidden dimension 0 says 'an arm has been named', dimension 1 'not yet'.
         """
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+        from rayalign.hf import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=self._tokenizer(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"

@@ -130,7 +130,7 @@ class ScorerModel:
             yield batch
 
     def _load(self) -> Any:
-        from transformers import AutoModelForCausalLM
+        from rayalign.hf import AutoModelForCausalLM
 
         try:
             model = AutoModelForCausalLM.from_pretrained(self.policy_dir, dtype=getattr(torch, self.config.dtype))

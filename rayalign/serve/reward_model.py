@@ -255,7 +255,7 @@ def _key(prompt: Prompt, response: str) -> bytes:
 
 # -- loading --------------------------------------------------------------------------------------------------------
 def _load(config: OracleConfig) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from rayalign.hf import AutoModelForSequenceClassification, AutoTokenizer
 
     options = {"trust_remote_code": config.trust_remote_code}
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rayalign.env.tinyworld.language import ATTRIBUTES, FILLERS, ITEMS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from rayalign.hf import PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 CONTEXT = 128
@@ -26,7 +26,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     each, so that a report of k items has 2 k + 2 tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+
+    from rayalign.hf import PreTrainedTokenizerFast
 
     frame = [f"{SPACE}Report:", f".{SPACE}Summary:", *(f",{SPACE}{word}" for word in ATTRIBUTES)]
     spaced = [SPACE + word for word in (*ATTRIBUTES, *FILLERS, *ITEMS)]
