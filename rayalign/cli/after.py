@@ -1,4 +1,4 @@
-"""What comes after a run: `replay`."""
+"""What comes after a run: `replay` and `export`."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ def replay(
         run_dir=run_dir,
         **dict(read_changes(changes)),
     )
+
+
+@app.command()
+@plain_errors
+def export(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="Directory of a finished run.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="A new or empty directory.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hugging Face id of the initial policy. Default: what its directory says.")
+    ] = None,
+    conversational: Annotated[
+        bool | None, typer.Option(help="Preferences as chat messages. Default: where the policy has a chat template.")
+    ] = None,
+) -> None:
+    """Write the policy, its preferences and a model card as Hugging Face directories."""
+    from rayalign.export_run import export as write
+
+    written = write(run_dir, out, adapter=adapter, base_model=base_model, conversational=conversational)
+    typer.echo(str(written))
