@@ -36,7 +36,7 @@ from rayalign import config as settings
 from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
 from rayalign.collector_client import CollectorClient
-from rayalign.env import make_world
+from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, WaitError, did_you_mean
@@ -210,6 +210,7 @@ def prepare(
 ) -> Plan:
     """Settings from the classes' defaults, then the world's, then the user's; everything checked."""
     env_kwargs = {name.removeprefix("env."): given.pop(name) for name in list(given) if name.startswith("env.")}
+    env_kwargs = read_keywords(env, env_kwargs)
     world = make_world(env, **env_kwargs)
     name = agent if isinstance(agent, str) else agent.name or type(agent).__name__
     kind = agent_class(agent) if isinstance(agent, str) else type(agent)

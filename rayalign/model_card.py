@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-import rayalign
 from rayalign import config as settings
 from rayalign.agents import agent_class
+from rayalign.code_version import code_version
 from rayalign.errors import ConfigError
 from rayalign.evaluate import Estimate
 from rayalign.run_config import RunConfig
@@ -25,6 +25,10 @@ from rayalign.run_record import RunRecord
 from rayalign.stored_run import StoredRun
 
 TAGS = ("rayalign", "preference-learning", "dpo")
+READING = (
+    "Held-out prompts are never among the training prompts. The interval is over prompts (Wilson) of this one run; "
+    "other seeds may differ by more."
+)
 READING = (
     "Held-out prompts are never among the training prompts. The interval is over prompts (Wilson) of this one run; "
     "other seeds may differ by more."
@@ -74,7 +78,7 @@ def write_card(
         reading=READING,
         format="conversational" if conversational else "standard",
         rows=f"{rows:,}",
-        version=rayalign.__version__,
+        version=version(record),
         command=command,
         remarks=remarks,
         settings=[(name, _text(value).replace("|", "\\|")) for name, value in record.settings.items()],
@@ -101,8 +105,13 @@ def facts(record: RunRecord, price: float | None) -> list[tuple[str, str]]:
         rows.append(("held-out win rate", "not evaluated"))
     if last.get("num_prompts"):
         rows.append(("held-out prompts", str(last["num_prompts"])))
-    rows.append(("rayalign", rayalign.__version__))
+    rows.append(("rayalign", version(record)))
     return rows
+
+
+def version(record: RunRecord) -> str:
+    """The code that made the run."""
+    return record.code[-1] if record.code else code_version()
 
 
 def _card_data(record: RunRecord, base_model: str | None, adapter: bool, price: float | None) -> Any:
@@ -111,7 +120,7 @@ def _card_data(record: RunRecord, base_model: str | None, adapter: bool, price: 
 
     after = record.after()
     own: dict[str, Any] = {
-        "version": rayalign.__version__,
+        "version": version(record),
         "agent": str(record.settings.get("agent_name", "")),
         "environment": str(record.settings.get("env", "")),
         "seed": record.seed,

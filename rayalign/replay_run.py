@@ -25,7 +25,7 @@ from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
 from rayalign.agents.losses import PairLogProbs
 from rayalign.collector_client import CollectorClient, actor_options
-from rayalign.env import make_world
+from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, DataError
@@ -155,6 +155,7 @@ def _prepare(
     config, made = _with_agent(None if stored is None else stored.config, stored, agent)
     world = None
     if env is not None:
+        env_kwargs = read_keywords(env, env_kwargs)
         world = make_world(env, **env_kwargs)
         config = replace(config, env=env, env_kwargs=env_kwargs)
     elif stored is not None:

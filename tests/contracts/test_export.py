@@ -1,5 +1,6 @@
 """What is exported is what others load, with a card that tells the truth."""
 
+import json
 import shlex
 
 import pytest
@@ -46,10 +47,8 @@ def logits(model):
 def test_transformers_loads_the_merged_weights_of_the_checkpoint(finished, exported):
     one, other = (AutoModelForCausalLM.from_pretrained(path) for path in (finished.checkpoint, exported))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert (
-        AutoTokenizer.from_pretrained(exported).get_vocab()
-        == AutoTokenizer.from_pretrained(finished.checkpoint).get_vocab()
-    )
+    words = [AutoTokenizer.from_pretrained(path).get_vocab() for path in (finished.checkpoint, exported)]
+    assert words[0] == words[1]
     assert not (exported / "adapter").exists()
 
 
@@ -60,10 +59,8 @@ def test_the_adapter_on_its_base_is_the_merged_model(finished, exported, tmp_pat
     assert not (folder / "model.safetensors").exists()
     base = AutoModelForCausalLM.from_pretrained(StoredRun.read(finished.path).config.policy)
     before = logits(base).detach().clone()
-    adapted, merged = (
-        logits(PeftModel.from_pretrained(base, folder)),
-        logits(AutoModelForCausalLM.from_pretrained(exported)),
-    )
+    adapted = logits(PeftModel.from_pretrained(base, folder))
+    merged = logits(AutoModelForCausalLM.from_pretrained(exported))
     torch.testing.assert_close(adapted, merged)
     assert not torch.allclose(adapted, before)
     assert ModelCard.load(folder / "README.md").data.library_name == "peft"
@@ -73,23 +70,15 @@ def test_datasets_reads_the_preferences_of_the_ledger_as_texts_or_as_chat_messag
     import datasets
 
     bought = list(Ledger(finished.path / "ledger.arrow", read_only=True).preferences())
-    for folder, column in (
-        (exported, lambda text: text),
-        (export(finished.path, tmp_path / "chat", conversational=True), chat),
-    ):
+    texts = [(p.duel.prompt.text, p.winner.text, p.loser.text) for p in bought]
+    roles = ("user", "assistant", "assistant")
+    messages = [
+        tuple([{"role": role, "content": text}] for role, text in zip(roles, row, strict=True)) for row in texts
+    ]
+    in_chat = export(finished.path, tmp_path / "chat", conversational=True)
+    for folder, expected in ((exported, texts), (in_chat, messages)):
         rows = datasets.load_dataset(str(folder / "preferences"), split="train")
-        assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == [
-            (
-                column(p.duel.prompt.text) if column is not chat else [{"role": "user", "content": p.duel.prompt.text}],
-                column(p.winner.text),
-                column(p.loser.text),
-            )
-            for p in bought
-        ]
-
-
-def chat(text):
-    return [{"role": "assistant", "content": text}]
+        assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == expected
 
 
 def test_the_card_has_the_runs_facts_for_people_and_for_the_hub(finished, exported):
@@ -114,7 +103,7 @@ def test_the_cards_command_prepares_the_same_run(finished, exported, monkeypatch
     ((agent, env), settings), given = calls[0], {}
     for name, value in settings.items():
         given[name] = value
-    plan = loop._prepare(agent, env, given.pop("policy", None), None, None, given)
+    plan = loop.prepare(agent, env, given.pop("policy", None), None, None, given)
     different = diff(plan.config, StoredRun.read(finished.path).config)
     assert [line for line in different if not line.startswith(("run_dir", "logging."))] == []
 
@@ -127,7 +116,7 @@ def test_nothing_is_overwritten_and_what_can_not_be_exported_is_told(finished, e
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is there already"):
         export(finished.path, tmp_path / "file")
-    with pytest.raises(DataError, match="no result.json"):
+    with pytest.raises(DataError, match=r"no result\.json"):
         export(tmp_path, tmp_path / "out")
 
 
@@ -140,9 +129,8 @@ def test_an_adapter_of_a_run_without_one_and_weights_that_do_not_load_leave_noth
     monkeypatch.undo()
     broken = tmp_path / "broken"
     export(finished.path, broken)
-    (broken / "config.json").write_text(
-        (broken / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
-    )
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     with pytest.raises(DataError, match=r"does not fit its own config.*missing_keys"):
         check_loads(broken)
     (broken / "model.safetensors").write_bytes(b"torn")
