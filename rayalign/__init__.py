@@ -11,15 +11,19 @@ if TYPE_CHECKING:
     from rayalign.agents import list_agents
     from rayalign.comparison import Comparison
     from rayalign.env import list_envs
+    from rayalign.export_run import export
     from rayalign.loop import resume, run
+    from rayalign.replay_run import replay
     from rayalign.result import Result
 
 __version__ = "0.1.0"
-__all__ = ["Comparison", "Result", "compare", "list_agents", "list_envs", "resume", "run"]
+__all__ = ["Comparison", "Result", "compare", "export", "list_agents", "list_envs", "replay", "resume", "run"]
 
 _HOMES = {
     "run": "rayalign.loop",
     "resume": "rayalign.loop",
+    "replay": "rayalign.replay_run",
+    "export": "rayalign.export_run",
     "Result": "rayalign.result",
     "compare": "rayalign.comparison",
     "Comparison": "rayalign.comparison",

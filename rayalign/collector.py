@@ -23,7 +23,6 @@ goes on with the next batch.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 import traceback
@@ -35,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from rayalign.agent_state import load_agent, observe_rng, save_agent
 from rayalign.agents.agent import Agent, AgentContext, Choice
 from rayalign.env.dueling_bandit import DuelingBanditVector
 from rayalign.env.labels import LATE_POLL_S, Oracle
@@ -60,8 +60,8 @@ from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, Tra
 
 log = logging.getLogger(__name__)
 
-GENERATE, SELECT, OBSERVE, SHUFFLE = range(4)
-"""Purposes of a batch's random streams."""
+GENERATE, SELECT, _, SHUFFLE = range(4)
+"""Purposes of a batch's random streams; the one that is missing here is `agent_state.OBSERVE`."""
 
 
 HELD = "held after an evaluation"
@@ -77,6 +77,18 @@ def allowed_evaluations(run_dir: Path) -> int | None:
         return int((run_dir / ALLOWED).read_text())
     except FileNotFoundError:
         return None
+
+
+def place_in_epoch(seed: int, index: int, num_batches: int) -> tuple[int, int]:
+    """Epoch of training batch `index`, and which stream batch it is: in the stream's order first, then shuffled.
+
+    >>> [place_in_epoch(0, i, 3) for i in range(3)], sorted(place_in_epoch(0, i, 3) for i in range(3, 6))
+    ([(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1), (1, 2)])
+    """
+    epoch, position = divmod(index, num_batches)
+    if epoch > 0:
+        position = int(np.random.default_rng([seed, epoch, SHUFFLE]).permutation(num_batches)[position])
+    return epoch, position
 
 
 class Collector:
@@ -152,6 +164,7 @@ class Collector:
         self.window.finish(end)
         self.phase = "finishing"
         self._wait_for_version(end)
+        save_agent(self.agent, self.run_dir, self._observed)
         self._wake()
         self._sync(newest=None)
         self._evaluate()
@@ -256,10 +269,12 @@ class Collector:
         record: dict[str, float] = {}
         while self._observed < self.window.streamed:
             index = self._observed
-            found = self.agent.observe(index, self._train_batch(index).preferences, self._rng(index, OBSERVE))
+            found = self.agent.observe(
+                index, self._train_batch(index).preferences, observe_rng(self.config.loop.seed, index)
+            )
             self._observed += 1
             if self._observed % self.config.loop.agent_checkpoint_every == 0:
-                self._save_agent(self._observed)
+                save_agent(self.agent, self.run_dir, self._observed)
             facts = {f"agent/{name}": value for name, value in found.items()}
             if index == collected:
                 record = facts
@@ -465,7 +480,7 @@ class Collector:
         )
         with self.lock:
             self.purchaser.recover()
-        self._observed = self._load_agent()
+        self._observed = load_agent(agent, self.run_dir, most=self.ledger.num_streamed)
         self.window.extend(self.ledger.num_streamed)
         self._observe()
         done = self.ledger.num_collected
@@ -487,27 +502,6 @@ class Collector:
         pool = RolloutPool(self.config.rollout, self.config.policy, name=f"{self.config.name}-{name}")
         self._pools.append(pool)
         return pool
-
-    def _save_agent(self, observed: int) -> None:
-        """Checkpoint the agent's state after `observed` batches; it appears whole or not at all."""
-        folder = self.run_dir / "agent" / f"observed-{observed:06d}"
-        partial = folder.with_suffix(".partial")
-        for path in (partial, folder):
-            shutil.rmtree(path, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.agent.save(partial)
-        partial.rename(folder)
-        for old in sorted(folder.parent.glob("observed-??????"))[:-2]:
-            shutil.rmtree(old)
-
-    def _load_agent(self) -> int:
-        """Load the newest checkpoint of the agent that the ledger vouches for; returns how many batches it observed."""
-        for folder in sorted((self.run_dir / "agent").glob("observed-??????"), reverse=True):
-            observed = int(folder.name[-6:])
-            if observed <= self.ledger.num_streamed:
-                self.agent.load(folder)
-                return observed
-        return 0
 
     # ==== what the learner and the driver ask, from other threads ==============================================
     def next_batch(self, index: int, timeout_s: float) -> TrainBatch | EndOfStream | PleasePublish | None:
@@ -535,10 +529,10 @@ class Collector:
             if (batch := self._batches.get(index)) is not None:
                 return batch
             streamed = self.window.streamed
-            epoch, position = (index // streamed, index % streamed) if self.window.end is not None else (0, index)
-            if epoch > 0:
-                position = int(self._rng(epoch, SHUFFLE).permutation(streamed)[position])
-            spent = epoch * self.config.loop.budget + self.ledger.labels_before(position + 1)
+            whole_epochs = self.window.end is not None
+            epoch, position = place_in_epoch(self.config.loop.seed, index, streamed) if whole_epochs else (0, index)
+            # progress knows no shuffling
+            spent = epoch * self.config.loop.budget + self.ledger.labels_before(index - epoch * streamed + 1)
             return self._remember(index, tuple(self.ledger.stream_batch(position)), spent)
 
     def _remember(self, index: int, preferences: tuple[Preference, ...], spent: int) -> TrainBatch:

@@ -41,19 +41,7 @@ class CollectorClient:
         kind: type[Collector] = Collector,
     ) -> CollectorClient:
         """Create the actor. Ray restarts it when it dies; its constructor recovers from the run directory."""
-        threads = config.loop.agent_threads or max(1, round(config.loop.collector_cpus))
-        actor = (
-            ray.remote(kind)
-            .options(
-                num_cpus=config.loop.collector_cpus,
-                num_gpus=config.loop.collector_gpus,
-                label_selector=config.loop.collector_nodes,
-                max_restarts=-1,
-                max_concurrency=32,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-            )
-            .remote(config, world, agent, oracle, eval_oracle)
-        )
+        actor = ray.remote(kind).options(**actor_options(config)).remote(config, world, agent, oracle, eval_oracle)
         return cls(actor)
 
     def next_batch(self, index: int, timeout_s: float) -> TrainBatch | EndOfStream | PleasePublish:
@@ -104,3 +92,16 @@ class CollectorClient:
                 if time.monotonic() > deadline or "creation task" in str(error):
                     raise
                 time.sleep(0.5)
+
+
+def actor_options(config: RunConfig) -> dict[str, Any]:
+    """Ray options of an actor that does the collector's work; Ray restarts it however often it dies."""
+    threads = config.loop.agent_threads or max(1, round(config.loop.collector_cpus))
+    return {
+        "num_cpus": config.loop.collector_cpus,
+        "num_gpus": config.loop.collector_gpus,
+        "label_selector": config.loop.collector_nodes,
+        "max_restarts": -1,
+        "max_concurrency": 32,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    }

@@ -382,6 +382,11 @@ class Ledger:
         with self._mutex:
             return self._index.stream_labels[index] if index <= self.num_streamed else self._index.trained
 
+    def bought(self, index: int) -> list[bool]:
+        """For each preference of stream batch `index` whether the oracle was paid for it. Reads nothing from disk."""
+        with self._mutex:
+            return [self._index.state[row] == _ANSWERED for row in self._index.stream_rows(index)]
+
     def events(self) -> Iterator[pa.RecordBatch]:
         """Every message as it was written, in order; `pyarrow.ipc.open_stream(path)` reads the same."""
         for _, batch, _ in self._log.scan():

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,10 +33,10 @@ from ray import cloudpickle
 
 from rayalign import code_version, share
 from rayalign import config as settings
-from rayalign.agents import agent_class, make_agent
+from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
 from rayalign.collector_client import CollectorClient
-from rayalign.env import make_world
+from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, WaitError, did_you_mean
@@ -54,12 +54,11 @@ from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
+from rayalign.run_record import CONFIG
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.kinds import ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
-
-CUSTOM_INPUTS = "inputs.pkl"
-"""Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
+from rayalign.stored_run import CUSTOM_INPUTS, StoredRun
 
 FREE_TO_CHANGE = (
     "loop.budget", "loop.shared_budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus",
@@ -151,7 +150,7 @@ def new_run(
     """The checked plan of `run`, written to its directory; `given` are settings by dotted names."""
     plan_ = prepare(agent, env, policy, run_dir, oracle, dict(given))
     folder = Path(plan_.config.run_dir)
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG).exists():
         raise ConfigError(
             f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
             "choose another run_dir."
@@ -165,23 +164,20 @@ def new_run(
     }
     if any(value is not None for value in custom.values()):
         (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
-    (folder / "config.yaml").write_text(settings.to_yaml(plan_.config))
+    (folder / CONFIG).write_text(settings.to_yaml(plan_.config))
     code_version.record(folder)
     return plan_
 
 
 def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
     """The checked plan of `resume`, or the result where nothing is left to do."""
-    folder = Path(run_dir).absolute()
-    if not (folder / "config.yaml").exists():
-        raise ConfigError(f"run_dir={str(folder)!r} holds no run (no config.yaml). Start one with `rayalign run`.")
-    custom: dict[str, Any] = {}
-    if (folder / CUSTOM_INPUTS).exists():
-        custom = cloudpickle.loads((folder / CUSTOM_INPUTS).read_bytes())
-    stored = settings.read_yaml((folder / "config.yaml").read_text())
-    agent = custom.get("agent") or make_agent(stored["agent_name"])
-    base = RunConfig(agent=agent.Config())
-    config = settings.apply(base, stored, yaml_text=False)
+    stored = StoredRun.read(run_dir)
+    folder, config = stored.path, stored.config
+    if stored.is_replay:
+        raise ConfigError(
+            f"run_dir={str(folder)!r} holds a replay, which buys nothing. `rayalign replay` with the same arguments "
+            "and the same run_dir goes on with it."
+        )
     given = settings.flatten(overrides)
     changed = settings.apply(config, {"loop.budget" if k == "budget" else k: v for k, v in given.items()})
     forbidden = [line for line in settings.diff(config, changed) if not line.startswith(FREE_TO_CHANGE)]
@@ -196,11 +192,10 @@ def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
         if config.loop.budget <= result.labels_spent:
             return result
         (folder / "result.json").unlink()
-    (folder / "config.yaml").write_text(settings.to_yaml(config))
+    (folder / CONFIG).write_text(settings.to_yaml(config))
     code_version.record(folder)
-    world = custom.get("world") or make_world(config.env, **config.env_kwargs)
-    agent = type(agent)(config.agent)
-    plan_ = Plan(config=config, world=world, agent=agent, oracle=custom.get("oracle"))
+    agent = type(stored.agent)(config.agent)
+    plan_ = Plan(config=config, world=stored.world(), agent=agent, oracle=stored.oracle)
     validate(plan_)
     return plan_
 
@@ -215,6 +210,7 @@ def prepare(
 ) -> Plan:
     """Settings from the classes' defaults, then the world's, then the user's; everything checked."""
     env_kwargs = {name.removeprefix("env."): given.pop(name) for name in list(given) if name.startswith("env.")}
+    env_kwargs = read_keywords(env, env_kwargs)
     world = make_world(env, **env_kwargs)
     name = agent if isinstance(agent, str) else agent.name or type(agent).__name__
     kind = agent_class(agent) if isinstance(agent, str) else type(agent)
@@ -302,10 +298,7 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
         own_cluster = stack.enter_context(cluster())
         lent = share.in_group()  # others' runs may be beside this one
-        config = plan(plan_.config, plan_.agent, share.resources(), plan_.set_by_user)
-        config = beside_group(config) if lent else config
-        if not lent:
-            check_nodes(config, plan_.agent, ray.nodes())
+        config = placed(plan_.config, plan_.agent, plan_.set_by_user)
         for app in apps:
             # Our own cluster takes Serve with it; runs beside this one may be about to use it.
             stack.callback(stop_oracle, app, stop_serve=not own_cluster and not lent)
@@ -325,18 +318,27 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
             policy=config.policy,
             source=collector,
             final_dir=str(folder / "checkpoint"),
-            publish="adapter" if _takes_adapters(config) else "merged",
+            publish="adapter" if takes_adapters(config) else "merged",
             seed=config.loop.seed,
         )
         with progress.following(lambda: collector.status(timeout_s=5.0)):
-            _fit(setup, config, folder, collector)
-            status = _wait_until_done(collector, config.loop.gate_timeout_s)
+            fit(setup, config, folder, collector)
+            status = wait_until_done(collector, config.loop.gate_timeout_s)
         result = _finish(config, status)
         progress.summary(result)
         return result
 
 
-def _takes_adapters(config: RunConfig) -> bool:
+def placed(config: RunConfig, agent: Agent, set_by_user: Collection[str]) -> RunConfig:
+    """`config` with shares that fit what this process may use: the cluster, or its placement group."""
+    config = plan(config, agent, share.resources(), set_by_user)
+    if share.in_group():
+        return beside_group(config)
+    check_nodes(config, agent, ray.nodes())
+    return config
+
+
+def takes_adapters(config: RunConfig) -> bool:
     """Adapters alone travel to the engines where there are any and the engines can add them."""
     can = engine_name(config.rollout) == "transformers" or config.rollout.vllm.enable_lora
     return config.learner.lora.rank > 0 and can
@@ -358,7 +360,7 @@ def cluster() -> Iterator[bool]:
         ray.shutdown()
 
 
-def _fit(setup: LearnerSetup, config: RunConfig, folder: Path, collector: CollectorClient) -> None:
+def fit(setup: LearnerSetup, config: RunConfig, folder: Path, collector: CollectorClient) -> None:
     """Run the learner to its end. The collector's error, if there is one, is the one to tell."""
     try:
         make_trainer(setup, config.learner, storage_path=str(folder), name="learner").fit()
@@ -368,7 +370,7 @@ def _fit(setup: LearnerSetup, config: RunConfig, folder: Path, collector: Collec
     collector.raise_failure()
 
 
-def _wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, Any]:
+def wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, Any]:
     """The learner is through; the collector still evaluates the final weights."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

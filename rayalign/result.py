@@ -34,6 +34,8 @@ class Result:
     """Hugging Face directory of the final policy, tokenizer included."""
     warning: str | None = None
     """Why the run stopped before its budget was spent, if it did."""
+    labels_replayed: int = 0
+    """Labels of another run's ledger that a replay trained on; 0 for a run, which buys its own."""
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

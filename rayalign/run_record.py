@@ -14,6 +14,11 @@ from rayalign.errors import DataError
 from rayalign.evaluate import Estimate, labels_to_target, wilson_interval
 from rayalign.logs import METRICS, read_evaluations, read_metrics, read_samples, read_timeline
 
+CONFIG = "config.yaml"
+"""All settings; its presence says that a directory holds a run."""
+REPLAY = "replay.yaml"
+"""Whose ledger a replay trained on; its presence says that nothing may be bought in this directory."""
+
 Row = dict[str, Any]
 
 
@@ -41,9 +46,9 @@ class RunRecord:
     def read(cls, run_dir: str | Path) -> RunRecord:
         """Read a run directory. Raises `DataError` if it holds no run."""
         path = Path(run_dir)
-        config, result = path / "config.yaml", path / "result.json"
+        config, result = path / CONFIG, path / "result.json"
         if not config.exists() and not (path / METRICS).exists():
-            raise DataError(f"{str(path)!r} holds no run (no config.yaml, no {METRICS}); name the folder of a run.")
+            raise DataError(f"{str(path)!r} holds no run (no {CONFIG}, no {METRICS}); name the folder of a run.")
         return cls(
             path=path,
             settings=flatten(read_yaml(config.read_text())) if config.exists() else {},
@@ -57,8 +62,13 @@ class RunRecord:
 
     @property
     def agent(self) -> str:
-        """Registered name of the agent."""
-        return str(self.settings.get("agent_name", "?"))
+        """Registered name of the agent; a replay says so."""
+        return str(self.settings.get("agent_name", "?")) + (" (replay)" if self.is_replay else "")
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether it trained on the labels of another run, and bought none."""
+        return (self.path / REPLAY).exists()
 
     @property
     def env(self) -> str:
@@ -79,8 +89,15 @@ class RunRecord:
     @property
     def labels_spent(self) -> int:
         """Labels bought for training so far."""
+        if self.is_replay:
+            return 0
         seen = [int(row["labels"]) for row in self.metrics if "labels" in row]
         return int(self.result.get("labels_spent", max(seen, default=0)))
+
+    @property
+    def labels_replayed(self) -> int:
+        """Labels of another run that a replay trains on, all of them; 0 for a run."""
+        return int(self.settings.get("loop.budget", 0)) if self.is_replay else 0
 
     @property
     def finished(self) -> bool:

@@ -3,6 +3,7 @@
     rayalign run tuned_examples/sea_tinyworld.py --set agent.num_candidates=10
     rayalign resume RUN_DIR        rayalign report RUN_DIR [RUN_DIR ...]
     rayalign compare --agents passive,sea,apl --seeds 5 --budget 2000
+    rayalign replay LEDGER|RUN_DIR --agent NAME          rayalign export RUN_DIR --out DIR
     rayalign agents [NAME]         rayalign envs [ID]         rayalign settings [SECTION]
 
 A mistake in the input is one line and exit code 2; a traceback is a mistake of ours. A command is a function in one of
@@ -11,7 +12,7 @@ the modules imported here, which add it to `app`.
 
 from __future__ import annotations
 
-from rayalign.cli import lists, runs, search  # noqa: F401 - adds the commands
+from rayalign.cli import after, lists, runs, search  # noqa: F401 - adds the commands
 from rayalign.cli.app import app
 from rayalign.cli.runs import run_example
 from rayalign.example import SHORT_NAMES, load_example

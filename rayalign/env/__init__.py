@@ -5,11 +5,15 @@ Importing this package registers them: `gymnasium.make("rayalign/TinyWorld-v0")`
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from rayalign.config import check
 from rayalign.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -74,6 +78,23 @@ for _id, _path in NUMERIC.items():
 def list_envs() -> list[str]:
     """Ids of the registered environments."""
     return sorted(ENVS)
+
+
+def read_keywords(env: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`kwargs` of a registered environment's world, texts (from a command line) read as its constructor's types.
+
+    Raises `ConfigError` for a text that can't be read as that type. Unknown names are left to `make_world`.
+
+    >>> read_keywords("rayalign/Tabular-v0", {"seed": "2", "scale": 0.5})
+    {'seed': 2, 'scale': 0.5}
+    """
+    texts = {name for name, value in kwargs.items() if isinstance(value, str)}
+    if not texts or env not in ENVS:
+        return dict(kwargs)
+    module, _, name = ENVS[env].world.partition(":")
+    known = inspect.signature(getattr(import_module(module), name), eval_str=True).parameters
+    typed = {n: p.annotation for n, p in known.items() if p.annotation is not p.empty}
+    return {n: check(f"env.{n}", v, typed[n]) if n in texts & set(typed) else v for n, v in kwargs.items()}
 
 
 def make_world(env: str | gymnasium.Env | gymnasium.vector.VectorEnv | World, **kwargs: Any) -> World:
