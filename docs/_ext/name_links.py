@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from docutils import nodes
-from sphinx.application import Sphinx
-
 from site_pages import label_of
+from sphinx.application import Sphinx
 
 from rayalign.agents import agent_class, list_agents
 from rayalign.env import list_envs
