@@ -24,7 +24,7 @@ def agents(name: Annotated[str | None, typer.Argument(help="Show this agent's se
     from rayalign.agents import agent_class, list_agents
 
     if name is None:
-        rows = [(agent, _first_line(doc_of(agent_class(agent)))) for agent in list_agents()]
+        rows = [(agent, first_paragraph(doc_of(agent_class(agent)))) for agent in list_agents()]
         _print_table(("agent", "what it does"), rows)
         return
     kind = agent_class(name)
