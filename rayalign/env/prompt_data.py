@@ -314,12 +314,12 @@ def _read(origin: Source, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         parse = pyarrow.json.ParseOptions(
             explicit_schema=_json_schema(Path(source), origin), unexpected_field_behavior="ignore"
         )
-        data = ray.data.read_json(str(source), file_extensions=None, parse_options=parse)
+        data = ray.data.read_json(_absolute(source), file_extensions=None, parse_options=parse)
     elif kind == "parquet":
         import pyarrow.dataset
 
         there = pyarrow.dataset.dataset(str(source), format="parquet").schema.names
-        data = ray.data.read_parquet(str(source), columns=[c for c in origin.names() if c in there])
+        data = ray.data.read_parquet(_absolute(source), columns=[c for c in origin.names() if c in there])
     else:
         rows = source if hasattr(source, "features") else _saved_or_named(origin)
         data = ray.data.from_huggingface(rows.select_columns([c for c in origin.names() if c in rows.column_names]))
@@ -330,6 +330,11 @@ def _read(origin: Source, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in batch.to_pylist():
             number += 1
             yield f"{name} row {number}", row
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """As Ray's workers find it: they are where Ray was started, which need not be where the run is."""
+    return os.path.abspath(path)
 
 
 def _json_schema(path: Path, source: Source) -> pa.Schema:

@@ -58,6 +58,14 @@ def test_plain_prompts_carry_reference_and_pair(tmp_path):
     assert not world.has_truth and world.default_policy() is None
 
 
+@pytest.mark.parametrize("write", ["json", "parquet"])
+def test_a_relative_path_is_read_wherever_ray_was_started(write, tmp_path, monkeypatch):
+    jsonl(tmp_path / "p.json", PLAIN)
+    pq.write_table(pa.Table.from_pylist(PLAIN), tmp_path / "p.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert texts(Prompts(f"p.{write}", heldout=0)) == sorted(row["prompt"] for row in PLAIN)
+
+
 def test_chat_prompts_keep_their_messages(tmp_path):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     rows = [
