@@ -1,4 +1,8 @@
-"""How the site is built: `make docs`. Everything is in the repository: nothing is fetched, no web font, no tracker."""
+"""How the site is built: `make docs`. Everything is in the repository: nothing is fetched, no web font, no tracker.
+
+Sphinx because it reads docstrings, links names, and fails on an orphan or a dead link; MyST so that the pages are the
+Markdown that is read in the repository; Furo because it is small and needs no build of its own.
+"""
 
 import sys
 from pathlib import Path
@@ -18,7 +22,7 @@ exclude_patterns = ["_build", "results/*_notes.md"]  # notes are part of the pag
 source_suffix = {".md": "markdown"}
 
 # -- Markdown: what GitHub reads, and definition lists, targets for links and ids in tables
-myst_enable_extensions = ["attrs_inline", "deflist", "colon_fence"]
+myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
 highlight_language = "text"
 

@@ -1,8 +1,9 @@
 """The Python of the documents runs, and so do their `rayalign run` and `rayalign resume` commands.
 
-The first block of the quickstart is run for real, with fewer labels. In every other block `rayalign.run` does all that it
-does before Ray is started: every name, value, file and model is checked, and the placement is planned; then it returns the
-result of that one run. A block that would start something else says which test does: `<!-- not run: test_... -->`.
+The first block of the quickstart is run for real, with fewer labels. In every other block `rayalign.run` does all that
+it does before Ray is started: every name, value, file and model is checked, and the placement is planned; then it
+returns the result of that one run. A block that would start something else says which test does, in a comment above it:
+`<!-- not run: it starts a server; test_... -->`.
 """
 
 import dataclasses

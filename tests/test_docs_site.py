@@ -1,5 +1,6 @@
 """The site: it builds without a warning and without a network, and has a page for everything there is."""
 
+import doctest
 import inspect
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from html import unescape
+from importlib import import_module
 from pathlib import Path
 
 import chromium
@@ -101,6 +103,12 @@ def test_a_page_that_no_table_of_contents_names_and_a_link_into_nothing_fail_the
     assert done.returncode != 0
     assert "orphan.md: WARNING: document isn't included in any toctree" in done.stderr
     assert "nothing.md" in done.stderr
+
+
+def test_examples_in_the_site_s_own_code_give_what_they_show(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    results = [doctest.testmod(import_module(name)) for name in ("docstrings", "site_pages")]
+    assert [result.failed for result in results] == [0, 0] and all(result.attempted for result in results)
 
 
 @pytest.mark.skipif(chromium.find() is None, reason="no Chromium is installed: apt-get install chromium")

@@ -144,10 +144,8 @@ def settings_page() -> str:
     """Every section of a run's settings, in the order of `RunConfig`."""
     lines = ["# Settings", sentence(RunConfig.__doc__)]
     lines += ["On a terminal: `rayalign settings`. How to change one: [](../architecture.md#settings)."]
-    lines += [
-        "An agent's own settings (`agent.*`) are on [its page](../agents.md), those of an environment (`env.*`) on"
-    ]
-    lines += ["[the environment's](environments.md).", "## Of the run"]
+    lines += ["An agent's own settings (`agent.*`) are on [its page](../agents.md), those of an environment"]
+    lines += ["(`env.*`) on [its page](environments.md), too.", "## Of the run"]
     rows = [s for s in describe(RunConfig) if not s.name.startswith(("agent.", "evaluation.oracle."))]
     lines += [table([s for s in rows if "." not in s.name])]
     for name, annotation in field_types(RunConfig).items():
