@@ -125,6 +125,10 @@ class Agent:
         """
         return batch_size
 
+    def expected_batches(self, budget: int, batch_size: int) -> int:
+        """Batches that `budget` labels are likely to take, for estimates: more where the agent labels pairs itself."""
+        return -(-budget // batch_size)
+
     def sampling_window(self, batch: int, max_staleness: int) -> tuple[int, int | None]:
         """Oldest and newest weights version that may generate batch `batch`; None: whatever is newest."""
         return max(0, batch - max_staleness), None

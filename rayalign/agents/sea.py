@@ -20,6 +20,7 @@ Differs from the paper:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,12 @@ class SEA(Agent):
         if self.config.posterior.updates:
             self.features = Features(self.config.features, context.policy, context.device)
             self.posterior = RewardEnsemble(self.config.posterior, self.features.dim, context.seed, context.device)
+
+    def expected_batches(self, budget: int, batch_size: int) -> int:
+        """Every pair of the burn-in is asked, after it a share of `gamma_after`."""
+        asked = min(budget, self.config.gamma_burn_in)
+        share = max(self.config.gamma_after, 1 / batch_size)  # at 0 it would ask for ever
+        return math.ceil(asked / batch_size + (budget - asked) / (share * batch_size))
 
     def proposals(self) -> tuple[Proposal, ...]:
         """M candidates of the current policy."""

@@ -4,6 +4,7 @@
     rayalign resume RUN_DIR        rayalign report RUN_DIR [RUN_DIR ...]
     rayalign compare --agents passive,sea,apl --seeds 5 --budget 2000
     rayalign replay LEDGER|RUN_DIR --agent NAME          rayalign export RUN_DIR --out DIR
+    rayalign estimate sea --budget 2000 --calibrate
     rayalign agents [NAME]         rayalign envs [ID]         rayalign settings [SECTION]
 
 A mistake in the input is one line and exit code 2; a traceback is a mistake of ours. A command is a function in one of

@@ -1,4 +1,4 @@
-"""`compare`: what comes before, around and after single runs."""
+"""`compare` and `estimate`: what comes before single runs, and many of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.text import Text
 from rayalign.cli.app import Budget, Changes, Policy, app, plain_errors
 from rayalign.cli.runs import read_changes
 from rayalign.errors import ConfigError
-from rayalign.example import merged
+from rayalign.example import load_example, merged
+from rayalign.recipe import settings_of, split_choices
 
 if TYPE_CHECKING:
     from rayalign.many import Board, Job
@@ -77,6 +78,39 @@ def compare(
     typer.echo(str(done.path / "comparison.html"))
     if done.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@plain_errors
+def estimate(
+    what: Annotated[str, typer.Argument(metavar="FILE.py|AGENT", help="A tuned example, or a registered agent.")],
+    env: Annotated[str | None, typer.Option(help="Registered environment; `rayalign envs` lists them.")] = None,
+    policy: Policy = None,
+    budget: Budget = None,
+    calibrate: Annotated[bool, typer.Option(help="Run a few batches here for the time; buys nothing.")] = False,
+    changes: Changes = None,
+) -> None:
+    """Say what a run will cost before it is started: labels, money, tokens, memory per role, time."""
+    from rayalign import loop
+    from rayalign.estimate import estimate as work_out
+    from rayalign.estimate import rows_of
+
+    choices, others = split_choices(read_changes(changes))
+    base = load_example(what, choices) if what.endswith(".py") else settings_of({"agent": what}, choices)
+    named = {"env": env, "policy": policy, "budget": budget}
+    settings = merged(base, [*others, *((k, v) for k, v in named.items() if v is not None)])
+    agent, world = settings.pop("agent"), settings.pop("env", "rayalign/TinyWorld-v0")
+    plan = loop.prepare(
+        agent,
+        world,
+        settings.pop("policy", None),
+        settings.pop("run_dir", None),
+        settings.pop("oracle", None),
+        settings,
+    )
+    loop.validate(plan)
+    found = work_out(plan, with_calibration=calibrate)
+    show_table(["what", "how much", "how it is known"], [list(row) for row in rows_of(found, plan.config)])
 
 
 def read_seeds(text: str) -> int | list[int]:
