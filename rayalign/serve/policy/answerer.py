@@ -22,6 +22,9 @@ from rayalign.errors import RayalignError, RolloutError, WaitError
 from rayalign.rollout.engine import Engine, Sampling
 from rayalign.types import Candidate, Prompt
 
+CHOICES_APART = 1 << 16
+"""So that a choice of one seed is not the first choice of the next seed."""
+
 
 class Chooser(Protocol):
     """Whoever has an opinion about answers; an `Agent`, mostly."""
@@ -39,7 +42,7 @@ class Question:
     sampling: Sampling
     """`n` are the answers that are wanted."""
     seed: int
-    """Of this prompt's samples, 0 to 2^63 - 1."""
+    """Of this prompt's samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +175,7 @@ class EngineAnswerer:
             [question.prompt for question, _ in rows],
             one,
             seed=0,
-            positions=[question.seed + choice for question, choice in rows],
+            positions=[question.seed * CHOICES_APART + choice for question, choice in rows],
         )
         picked = [self._pick(question.prompt, group) for (question, _), group in zip(rows, groups, strict=True)]
         answers = []
