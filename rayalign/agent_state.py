@@ -56,3 +56,8 @@ def recover_agent(agent: Agent, context: AgentContext, run_dir: Path, ledger: Le
     done = ledger.num_streamed
     for batch in range(load_agent(agent, run_dir, done), done):
         agent.observe(batch, ledger.stream_batch(batch), observe_rng(context.seed, batch))
+
+
+def has_opinion(agent: Agent) -> bool:
+    """Whether the agent has a model of its own that best-of-n asks, and that labels alone can teach."""
+    return type(agent).best_of is not Agent.best_of and not agent.needs_scorer()

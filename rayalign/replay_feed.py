@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayalign.agent_state import observe_rng, save_agent
+from rayalign.agent_state import has_opinion, observe_rng, save_agent
 from rayalign.agents.agent import Agent, AgentContext
 from rayalign.collector import place_in_epoch
 from rayalign.env.labels import Oracle
@@ -274,8 +274,3 @@ class ReplayFeed:
         if self.pool is not None:
             self.pool.close()
         self.log.close()
-
-
-def has_opinion(agent: Agent) -> bool:
-    """Whether the agent has a model of its own that best-of-n asks, and that labels alone can teach."""
-    return type(agent).best_of is not Agent.best_of and not agent.needs_scorer()

@@ -21,6 +21,7 @@ import torch
 
 from rayalign import code_version, share
 from rayalign import config as settings
+from rayalign.agent_state import has_opinion
 from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
 from rayalign.agents.losses import PairLogProbs
@@ -38,7 +39,7 @@ from rayalign.logs import validate as validate_logging
 from rayalign.loop import cluster, fit, placed, takes_adapters, wait_until_done
 from rayalign.models import resolve_policy
 from rayalign.progress import Progress
-from rayalign.replay_feed import LedgerBatches, ReplayConfig, ReplayFeed, has_opinion
+from rayalign.replay_feed import LedgerBatches, ReplayConfig, ReplayFeed
 from rayalign.report import write_report
 from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder, load_tokenizer

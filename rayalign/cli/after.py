@@ -1,4 +1,4 @@
-"""What comes after a run: `replay` and `export`."""
+"""What comes after a run: `replay`, `export` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from rayalign.cli.app import Changes, Policy, RunDir, Seed, app, plain_errors
 from rayalign.cli.runs import read_changes
+from rayalign.errors import ConfigError
 
 
 @app.command()
@@ -62,4 +63,50 @@ def export(
     from rayalign.export_run import export as write
 
     written = write(run_dir, out, adapter=adapter, base_model=base_model, conversational=conversational)
+    typer.echo(str(written))
+
+
+@app.command()
+@plain_errors
+def evaluate(
+    what: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A finished run, or a model.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="Answers; with --harness the directory of results.")],
+    format: Annotated[str | None, typer.Option(help="alpaca_eval or mt_bench.")] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="The questions, in that format.")] = None,
+    harness: Annotated[
+        str | None, typer.Option(metavar="TASKS", help="Run these tasks of lm-eval instead, if it is installed.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples per task of the harness. Default: all.")] = None,
+    best_of: Annotated[int, typer.Option(help="Samples of which the run's agent picks each answer; 0: off.")] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of all answers. Default: as the format's authors do.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model in the file. Default: the run's directory.")] = None,
+    seed: Seed = None,
+    changes: Changes = None,
+) -> None:
+    """Write answers for AlpacaEval or MT-Bench, or run the lm-eval harness."""
+    settings = dict(read_changes(changes))
+    if (harness is None) == (format is None):
+        raise ConfigError("name one of --format (alpaca_eval, mt_bench; with --prompts) and --harness TASKS.")
+    if harness is not None:
+        from rayalign.harness import run_harness
+
+        typer.echo(str(run_harness(what, harness, out, limit=limit, **settings)))
+        return
+    if prompts is None or format is None:
+        raise ConfigError("--format needs --prompts, the file with its questions.")
+    from rayalign.answers import write_answers
+
+    written = write_answers(
+        what,
+        prompts,
+        out,
+        format=format,
+        best_of=best_of,
+        temperature=temperature,
+        name=name,
+        seed=seed or 0,
+        **settings,
+    )
     typer.echo(str(written))

@@ -140,7 +140,7 @@ def to_prompt(row: Mapping[str, Any], columns: Columns, where: str) -> Prompt:
             f"{where}: field {columns.prompt!r} is missing. It holds the prompt, as a text or as chat messages."
         )
     messages = None if isinstance(raw, str) else _messages(raw, columns.prompt, where)
-    text = raw if messages is None else _readable(messages)
+    text = raw if messages is None else readable_messages(messages)
     if not text.strip():
         raise DataError(f"{where}: field {columns.prompt!r} is empty.")
     try:
@@ -174,7 +174,8 @@ def _messages(value: Any, field: str, where: str) -> list[dict[str, str]]:
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
-def _readable(messages: Sequence[Mapping[str, str]]) -> str:
+def readable_messages(messages: Sequence[Mapping[str, str]]) -> str:
+    """What a person or a judge reads of a conversation: one message's text, or each with its role before it."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
