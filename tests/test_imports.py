@@ -21,6 +21,7 @@ ROOT = PACKAGE.parent
 ORDER = """
     errors types config nodes cache share code_version
     arrow_log ledger_rows preference_table ledger
+    claims
     env purchase
     rollout models staleness stopwatch
     agents

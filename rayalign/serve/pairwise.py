@@ -3,7 +3,7 @@
     duel -> template, in one or both orders -> cut to the model's length -> logit that the first response is better
          -> half the difference of the two orders -> P(first wins) = sigmoid(scale * margin)
 
-As PairRM (Jiang et al. 2023, LLM-Blender, section 3), with any Hugging Face sequence classifier in its place: one
+As PairRM (Jiang et al. 2023, LLM-Blender), with any Hugging Face sequence classifier in its place: one
 label (its logit says that the first is better) or two (the difference of theirs does).
 
 Truncation rule: first the prompt loses its beginning, down to a quarter of the room; then the responses lose their
@@ -78,7 +78,7 @@ class PairwiseOracle:
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[float]:
         """A score per response, the sum of its margins over all others; the best has the highest.
 
-        LLM-Blender's MaxLogits (Jiang et al. 2023, section 3.3). Raises `DataError` where a comparison does not fit into the model.
+        MaxLogits of LLM-Blender (Jiang et al. 2023). Raises `DataError` where a comparison does not fit into the model.
         """
         text = conversation(prompt)
         pairs = list(combinations(range(len(responses)), 2))
