@@ -251,23 +251,27 @@ class AnswerJournal:
     def record(self, verdicts: Iterable[Verdict]) -> None:
         """Append answers and flush them to disk; call it before the reply leaves."""
         now = time.time()
+        kept = [verdict for verdict in verdicts if verdict.probability is not None]
+        if not kept:
+            return
         lines = [
             json.dumps({"duel_id": v.duel_id, "probability": v.probability, "price": v.price, "time": now}) + "\n"
-            for v in verdicts
-            if v.probability is not None
+            for v in kept
         ]
-        if not lines:
-            return
+        written = "".join(lines).encode()
         with self._mutex:
             new = not self._own.exists()
             try:
                 with self._own.open("ab") as file:
-                    file.write("".join(lines).encode())
+                    file.write(written)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
                 self._own = self._new_file()  # never append to a line that may be torn
                 raise
+            self._read_up_to[self._own] = self._read_up_to.get(self._own, 0) + len(written)  # known without reading
+            for verdict in kept:
+                self._take(verdict, now)
             if new:
                 folder = os.open(self.folder, os.O_RDONLY)
                 os.fsync(folder)
@@ -287,7 +291,10 @@ class AnswerJournal:
             self._read_up_to[path] = start + len(new)
             for line in new.splitlines():
                 row = json.loads(line)
-                known = self._answers.get(row["duel_id"])
-                if known is None or row["time"] < known[0]:
-                    verdict = Verdict(duel_id=row["duel_id"], probability=row["probability"], price=row["price"])
-                    self._answers[row["duel_id"]] = (row["time"], verdict)
+                verdict = Verdict(duel_id=row["duel_id"], probability=row["probability"], price=row["price"])
+                self._take(verdict, row["time"])
+
+    def _take(self, verdict: Verdict, when: float) -> None:
+        known = self._answers.get(verdict.duel_id)
+        if known is None or when < known[0]:
+            self._answers[verdict.duel_id] = (when, verdict)

@@ -21,6 +21,7 @@ ROOT = PACKAGE.parent
 ORDER = """
     errors types config nodes cache hf share code_version
     arrow_log ledger_rows preference_table ledger shared_budget
+    claims
     env purchase
     rollout models staleness stopwatch
     agents

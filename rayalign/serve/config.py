@@ -9,6 +9,7 @@ from rayalign.errors import ConfigError, did_you_mean
 from rayalign.nodes import check_selector
 from rayalign.serve.judge_config import JudgeConfig
 from rayalign.serve.labelling.config import HumanConfig
+from rayalign.serve.pairwise_config import PairwiseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +18,17 @@ class OracleConfig:
 
     kind: str = "world"
     """`world` (the environment's own hidden reward), `data` (what preference data says of its own pairs), `function`
-    (yours), `reward_model` (Hugging Face), `judge` (a language model behind an OpenAI-compatible endpoint), `human`
-    (people, on a page), or the import path `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
+    (yours), `reward_model` and `pairwise` (Hugging Face), `judge` (a language model behind an OpenAI-compatible
+    endpoint), `human` (people, on a page), or the import path `package.module:NAME` of a kind of yours (see
+    `rayalign.serve.kinds`)."""
     target: str = ""
-    """function: import path `package.module:attribute`; reward_model: Hugging Face id or directory; judge: the model's
-    name at its endpoint; else unused."""
+    """function: import path `package.module:attribute`; reward_model, pairwise: Hugging Face id or directory; judge:
+    the model's name at its endpoint; else unused."""
     labels: str = "bernoulli"
     """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
     scale: float = 1.0
-    """Rewards r become P(first wins) = sigmoid(scale * (r_first - r_second)). A world brings its own scale."""
+    """Rewards r become P(first wins) = sigmoid(scale * (r_first - r_second)), and so does a pairwise model's logit in
+    the place of their difference. A world brings its own scale."""
     price: float = 0.0
     """Of one label, in your currency; a verdict that brings its own price keeps it. 0 is free."""
     returns: str = "reward"
@@ -57,17 +60,24 @@ class OracleConfig:
     health_check_period_s: float = 2.0
     """Seconds between health checks. A dead replica is replaced at the next; one that fails, after three in a row."""
     device: str = "auto"
-    """reward_model only: `cpu`, `cuda`, or `auto`: cuda where the replica has a GPU."""
+    """reward_model, pairwise: `cpu`, `cuda` (one GPU), or `auto`: cuda where the replica has a GPU, and with
+    gpus_per_replica of 2 or more the model's layers are spread over them."""
     dtype: str = "float32"
-    """reward_model only: `float32` or `bfloat16` weights and activations; scores are always float32."""
+    """reward_model, pairwise: `float32` or `bfloat16` weights and activations; scores are always float32."""
+    quantization: str = ""
+    """reward_model, pairwise: `int8` or `int4` (NF4) weights of linear layers, by bitsandbytes; empty: as dtype."""
     max_tokens: int = 0
-    """reward_model only: longest prompt and response together; the prompt's beginning is cut. 0: the model's limit."""
+    """reward_model, pairwise: longest input. 0: the model's limit. Of reward_model the prompt's beginning is cut, and
+    of pairwise then the responses' ends, too."""
     micro_batch_tokens: int = 0
-    """reward_model only: most tokens per forward pass, padding counted. 0: 2,048 on a CPU, 16,384 on a GPU."""
+    """reward_model, pairwise: most tokens per forward pass, padding counted. 0: 2,048 on a CPU, 16,384 on a GPU."""
     cache_size: int = 100_000
-    """reward_model only: responses whose score is remembered, so that none is scored twice; 0 remembers none."""
+    """reward_model, pairwise: scores that each replica remembers by content (prompt and response, or responses), so
+    that equal texts are scored once; 0 remembers none."""
     trust_remote_code: bool = False
-    """reward_model only: run the Python code that comes with the model. Only for repositories that you trust."""
+    """reward_model, pairwise: run the Python code that comes with the model. Only for repositories that you trust."""
+    pairwise: PairwiseConfig = field(default_factory=PairwiseConfig)
+    """pairwise only: how the model is shown a duel, and how its answer is read."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """judge only: the endpoint, what it is asked, and what it may cost."""
     human: HumanConfig = field(default_factory=HumanConfig)
@@ -78,6 +88,7 @@ class OracleConfig:
         _one_of("returns", self.returns, ("reward", "probability"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         _one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        _one_of("quantization", self.quantization, ("", "int8", "int4"))
         for name in ("num_replicas", "max_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"oracle.{name}={getattr(self, name)} must be at least 1.")

@@ -6,6 +6,8 @@
                                       v  one at a time per replica; what arrives meanwhile is judged together next
                              journal: already answered? -> the paid answer, again
                                       | the rest, `max_batch_size` duels in one go
+                             claims: another replica is asking right now? -> its answer, when it is there
+                                      | nobody is
                              oracle.judge -> checked -> journal, fsync -> back to each caller
 
 A late oracle (people) is polled instead: the same way, but with nothing gathered and nobody waiting.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,8 +27,9 @@ from typing import Any, cast
 
 from ray import serve
 
+from rayalign.claims import Claims
 from rayalign.env.labels import LateOracle, Oracle
-from rayalign.errors import OracleError, RayalignError
+from rayalign.errors import OracleError, RayalignError, WaitError
 from rayalign.purchase import AnswerJournal
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import import_attribute, oracle_kind
@@ -36,6 +40,8 @@ CALLS_GATHERED = 64
 """Calls that end the waiting for more."""
 CALLS_AT_ONCE = 64 * CALLS_GATHERED
 """Calls a replica holds, waiting or running; more wait at their callers."""
+WAIT_FOR_OTHERS_S = 0.02
+"""Between two looks at what another replica, which is asking about the same duels, has answered."""
 BROKEN_AFTER = 3
 """Unexpected errors in a row (not `OracleError`s) after which a replica reports itself unhealthy."""
 
@@ -56,6 +62,7 @@ class OracleDeployment:
         if keep_in is not None and journal_dir is not None:
             keep_in(journal_dir)
         self.journal = None if journal_dir is None else AnswerJournal(Path(journal_dir))
+        self.claims = None if journal_dir is None else Claims(journal_dir)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
         self._waiting: list[tuple[DuelColumns, asyncio.Future[VerdictColumns]]] = []
         self._busy = asyncio.Lock()
@@ -136,15 +143,52 @@ class OracleDeployment:
     def _verdicts(self, duels: Sequence[Duel]) -> Mapping[str, Verdict]:
         """By duel id: what was already paid for, and the oracle's answers, which are on disk before they are told."""
         unique = {duel.id: duel for duel in duels}
-        known: dict[str, Verdict] = {} if self.journal is None else dict(self.journal.lookup(list(unique)))
+        known = self._answered(list(unique))
         rest = [duel for id_, duel in unique.items() if id_ not in known]
-        for start in range(0, len(rest), self.config.max_batch_size):
-            asked = rest[start : start + self.config.max_batch_size]
-            verdicts = [self._priced(v) for v in checked(self.oracle_id, asked, self.oracle.judge(asked))]
-            if self.journal is not None:
-                self.journal.record(verdicts)
-            known.update((verdict.duel_id, verdict) for verdict in verdicts)
+        give_up = time.monotonic() + self.config.request_timeout_s
+        while rest:
+            go, rest = rest[: self.config.max_batch_size], rest[self.config.max_batch_size :]
+            new, elsewhere = self._asked_here(go)
+            known |= new
+            if new:
+                give_up = time.monotonic() + self.config.request_timeout_s
+            if elsewhere:
+                if not new:
+                    self._wait_for_others(elsewhere, give_up)
+                known |= self._answered([duel.id for duel in elsewhere])
+                rest += [duel for duel in elsewhere if duel.id not in known]
         return known
+
+    def _asked_here(self, go: Sequence[Duel]) -> tuple[dict[str, Verdict], list[Duel]]:
+        """Verdicts on those of the duels that nobody else is asking about now, and the duels that somebody is."""
+        if self.claims is None:
+            return self._ask(go), []
+        mine = set(self.claims.claim(duel.id for duel in go))
+        try:
+            known = self._answered(list(mine))  # somebody may have answered, and then let go
+            known |= self._ask([duel for duel in go if duel.id in mine and duel.id not in known])
+        finally:
+            self.claims.release(mine)
+        return known, [duel for duel in go if duel.id not in mine]
+
+    def _ask(self, duels: Sequence[Duel]) -> dict[str, Verdict]:
+        if not duels:
+            return {}
+        verdicts = [self._priced(v) for v in checked(self.oracle_id, duels, self.oracle.judge(duels))]
+        if self.journal is not None:
+            self.journal.record(verdicts)
+        return {verdict.duel_id: verdict for verdict in verdicts}
+
+    def _answered(self, ids: Sequence[str]) -> dict[str, Verdict]:
+        return {} if self.journal is None else dict(self.journal.lookup(ids))
+
+    def _wait_for_others(self, duels: Sequence[Duel], until: float) -> None:
+        if time.monotonic() > until:
+            raise WaitError(
+                f"waited {self.config.request_timeout_s:g} s (oracle.request_timeout_s) for another replica of the "
+                f"oracle {self.oracle_id} that is asking about {len(duels)} of the same duels ({duels[0].id}, ...)."
+            )
+        time.sleep(WAIT_FOR_OTHERS_S)
 
     def _poll_call(self, call: DuelColumns) -> VerdictColumns | Exception:
         try:
@@ -158,7 +202,7 @@ class OracleDeployment:
     def _polled(self, duels: Sequence[Duel]) -> Mapping[str, Verdict]:
         """What was answered, now or before; new answers are on disk before they are told."""
         asked = {duel.id: duel for duel in duels}
-        known: dict[str, Verdict] = {} if self.journal is None else dict(self.journal.lookup(list(asked)))
+        known = self._answered(list(asked))
         rest = {name: duel for name, duel in asked.items() if name not in known}
         verdicts = cast(LateOracle, self.oracle).poll(list(rest.values())) if rest else []
         if foreign := [verdict.duel_id for verdict in verdicts if verdict.duel_id not in rest]:

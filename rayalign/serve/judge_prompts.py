@@ -91,13 +91,14 @@ def question(template: str, verdict: str, prompt: Prompt, first: str, second: st
 
     Everything is put in its place at the same time, so that a response that says "{second}" stays what it is.
     """
-    texts = {"prompt": _conversation(prompt), "first": first, "second": second, "answer": ANSWERS[verdict]}
+    texts = {"prompt": conversation(prompt), "first": first, "second": second, "answer": ANSWERS[verdict]}
     texts["reference"] = prompt.reference or ""
     template = TEMPLATES.get(template, template)
     return re.sub(r"\{(prompt|first|second|answer|reference)\}", lambda place: texts[place[1]], template)
 
 
-def _conversation(prompt: Prompt) -> str:
+def conversation(prompt: Prompt) -> str:
+    """The prompt as a text: who said what, where there are several turns."""
     messages = prompt.meta.get("messages") or [{"role": "user", "content": prompt.text}]
     if len(messages) == 1:
         return str(messages[0]["content"])

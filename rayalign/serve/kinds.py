@@ -83,6 +83,7 @@ ORACLES: dict[str, OracleKind | str] = {
     "data": "rayalign.serve.recorded:DATA",
     "function": "rayalign.serve.oracles:FUNCTION",
     "reward_model": "rayalign.serve.reward_model:REWARD_MODEL",
+    "pairwise": "rayalign.serve.pairwise:PAIRWISE",
     "judge": "rayalign.serve.judge:JUDGE",
     "human": "rayalign.serve.labelling.kind:HUMAN",
 }

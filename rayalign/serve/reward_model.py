@@ -5,38 +5,23 @@
 Truncation rule: what is too long loses the beginning of its prompt (a begin-of-sequence token stays), never a token
 of the response. A response that leaves no room for its prompt is a failed verdict, which is not charged.
 
-Padding rule: to the right, with the id that the model itself takes for padding. The score of a response does not
-depend on what it is batched with, and is what the model says of that sequence alone.
+Padding and batching are `classifier.py`'s: a response's score does not depend on what it is batched with.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
-from rayalign.errors import ConfigError, DataError, OracleError
-from rayalign.rollout.weights import checksum
+from rayalign.errors import OracleError
+from rayalign.serve.classifier import Classifier, ScoreCache, Truncations, content_key
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.oracles import sigmoid
 from rayalign.types import Duel, Prompt, Verdict
-
-log = logging.getLogger(__name__)
-
-MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
-"""On a CPU larger batches are slower: more padding, and activations that leave the caches."""
-UNLIMITED = 1_000_000
-"""Tokenizers that know no limit name a larger one than this."""
 
 
 class RewardModelOracle:
@@ -44,26 +29,22 @@ class RewardModelOracle:
 
     def __init__(self, config: OracleConfig) -> None:
         self.config = config
-        self.device = _device(config.device)
-        self.model, self.tokenizer = _load(config)
-        self.model.to(self.device).eval()
-        self.name, self.version = _name(config.target), _version(self.model)
-        limit = _limit(self.model, self.tokenizer)
-        types = getattr(self.model.config, "type_vocab_size", 0) > 0
-        self.encoder = Encoder(self.tokenizer, min(config.max_tokens or limit, limit), types)
-        self.token_budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
-        self._own_pad: int | None = self.model.config.get_text_config().pad_token_id
-        self._cache: OrderedDict[bytes, float] = OrderedDict()
+        self.classifier = Classifier(config, labels=(1,), what="a scalar reward model")
+        self.model = self.classifier.model
+        self.encoder = Encoder(
+            self.classifier.tokenizer, self.classifier.max_tokens, token_types=self.classifier.token_types
+        )
+        self._cache = ScoreCache(config.cache_size)
 
     @property
     def id(self) -> str:
         """`reward_model:`, the model's name, and its commit on the hub or a checksum of its head."""
-        return f"reward_model:{self.name}@{self.version}"
+        return f"reward_model:{self.classifier.name}@{self.classifier.version}"
 
     @property
     def truncated(self) -> int:
         """Responses so far that were scored without the beginning of their prompt."""
-        return self.encoder.truncated
+        return self.encoder.truncations.count
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel. Raises `OracleError` that names the duel whose score is not finite."""
@@ -96,56 +77,15 @@ class RewardModelOracle:
 
         A pair that was scored before, here or in an earlier call, is not scored again.
         """
-        keys = [_key(prompt, response) for prompt, response in pairs]
-        known: dict[bytes, float | None] = {key: self._cache[key] for key in keys if key in self._cache}
-        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
-        rows = self.encoder.encode(list(new.values()))
-        fitting = {key: row for key, row in zip(new, rows, strict=True) if row is not None}
-        known |= dict.fromkeys(new)
-        known |= dict(zip(fitting, self._forward(list(fitting.values())), strict=True))
-        self._remember(known)
+        keys = [content_key(_messages(prompt), response) for prompt, response in pairs]
+        known = self._cache.through(dict(zip(keys, pairs, strict=True)), self._new_scores)
         return [known[key] for key in keys]
 
-    def _forward(self, rows: Sequence[Mapping[str, list[int]]]) -> list[float]:
-        scores = [math.nan] * len(rows)
-        with torch.inference_mode():
-            for indices in micro_batches([len(row["input_ids"]) for row in rows], self.token_budget):
-                inputs = self._padded([rows[i] for i in indices])
-                logits = self.model(**inputs).logits
-                for i, score in zip(indices, logits.float().reshape(-1).tolist(), strict=True):
-                    scores[i] = score
-        return scores
-
-    def _padded(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
-        """Model inputs of the rows, padded to the right; also tells the model which id is padding.
-
-        Models of the Llama kind score the last token that is not the padding id. A model that names no such id
-        scores the last token of a single sequence, whatever it is: so it gets an id which ends no row of this batch.
-        """
-        pad = self._own_pad
-        if pad is None:
-            ends = {row["input_ids"][-1] for row in rows}
-            pad = next(i for i in range(len(ends) + 1) if i not in ends)
-            self.model.config.get_text_config().pad_token_id = pad
-        length = max(len(row["input_ids"]) for row in rows)
-        inputs = {
-            name: torch.tensor(
-                [row[name] + [pad if name == "input_ids" else 0] * (length - len(row[name])) for row in rows]
-            )
-            for name in rows[0]
-        }
-        inputs["attention_mask"] = torch.tensor(
-            [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
-        )
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
-
-    def _remember(self, scores: Mapping[bytes, float | None]) -> None:
-        for key, score in scores.items():
-            if score is not None and math.isfinite(score):
-                self._cache[key] = score
-                self._cache.move_to_end(key)
-        while len(self._cache) > self.config.cache_size:
-            self._cache.popitem(last=False)
+    def _new_scores(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        rows = self.encoder.encode(pairs)
+        fitting = [row for row in rows if row is not None]
+        scores = iter(self.classifier.logits(fitting))
+        return [None if row is None else next(scores)[0] for row in rows]
 
 
 class Encoder:
@@ -158,7 +98,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, max_tokens: int, token_types: bool = False) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.truncated = 0
+        self.truncations = Truncations("responses were scored without the beginning of their prompt", max_tokens)
         self._names = ("input_ids", "token_type_ids") if token_types else ("input_ids",)
 
     def encode(self, pairs: Sequence[tuple[Prompt, str]]) -> list[dict[str, list[int]] | None]:
@@ -186,7 +126,7 @@ class Encoder:
         head = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         if len(response) + len(head) >= self.max_tokens:
             return None
-        self._count()
+        self.truncations.add()
         return self._typed([*head, *ids[len(head) - self.max_tokens :]])
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
@@ -212,99 +152,16 @@ class Encoder:
         fixed = len(self.tokenizer("", response)["input_ids"])
         if fixed >= self.max_tokens:
             return None
-        self._count()
+        self.truncations.add()
         self.tokenizer.truncation_side = "left"
         row = self.tokenizer(
             prompt, response, truncation="only_first", max_length=self.max_tokens, return_token_type_ids=True
         )
         return {name: row[name] for name in self._names}
 
-    def _count(self) -> None:
-        self.truncated += 1
-        if self.truncated & (self.truncated - 1) == 0:  # 1, 2, 4, 8, ...: often enough to be seen, never a flood
-            log.warning(
-                "%d responses so far were scored without the beginning of their prompt: more than %d tokens",
-                self.truncated,
-                self.max_tokens,
-            )
-
-
-def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices of rows, shortest first, in groups of at most `token_budget` tokens with padding; at least one row each.
-
-    >>> list(micro_batches([5, 1, 2, 9], token_budget=10))
-    [[1, 2], [0], [3]]
-    """
-    group: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[i] > token_budget:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
-
 
 def _messages(prompt: Prompt) -> Sequence[Mapping[str, str]]:
     return prompt.meta.get("messages") or [{"role": "user", "content": prompt.text}]
-
-
-def _key(prompt: Prompt, response: str) -> bytes:
-    return hashlib.blake2b(repr((_messages(prompt), response)).encode(), digest_size=16).digest()
-
-
-# -- loading --------------------------------------------------------------------------------------------------------
-def _load(config: OracleConfig) -> tuple[Any, Any]:
-    from rayalign.hf import AutoModelForSequenceClassification, AutoTokenizer
-
-    options = {"trust_remote_code": config.trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.target, **options)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            config.target, dtype=getattr(torch, config.dtype), output_loading_info=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"oracle.target={config.target!r} can't be loaded as a reward model: {' '.join(str(error).split())}"
-        ) from error
-    if info["missing_keys"]:
-        raise DataError(
-            f"oracle.target={config.target!r} is not a trained reward model: its weights lack "
-            f"{', '.join(sorted(info['missing_keys'])[:3])}, which would be random numbers."
-        )
-    if model.config.num_labels != 1:
-        raise DataError(
-            f"oracle.target={config.target!r} has {model.config.num_labels} labels; a scalar reward model has 1 "
-            "(num_labels in its config.json)."
-        )
-    return model, tokenizer
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "oracle.device='cuda', but the replica sees no GPU. Set oracle.gpus_per_replica (a fraction shares one), "
-            "or oracle.device=cpu."
-        )
-    return torch.device(name)
-
-
-def _limit(model: Any, tokenizer: Any) -> int:
-    limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
-    known = [limit for limit in limits if limit and 0 < limit < UNLIMITED]
-    return min(known, default=UNLIMITED)
-
-
-def _name(target: str) -> str:
-    return Path(target).name if Path(target).is_dir() else target
-
-
-def _version(model: Any) -> str:
-    commit = getattr(model.config, "_commit_hash", None)
-    name, parameter = list(model.named_parameters())[-1]
-    return commit[:12] if commit else checksum({name: parameter})[:12]
 
 
 def _make(config: OracleConfig, world: World | None) -> Oracle:

@@ -25,6 +25,7 @@ def _make_tokenizer(pad="<pad>", template=TEMPLATE):
     if template is None:
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 7), ("[CLS]", 6))
     names = {"pad_token": pad} if pad else {}
+    names |= {"sep_token": "[SEP]"} if template is None else {}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", cls_token="[CLS]", **names
     )
@@ -35,10 +36,9 @@ def _make_tokenizer(pad="<pad>", template=TEMPLATE):
 def _save_llama(folder, pad="<pad>", num_labels=1, kind=LlamaForSequenceClassification, **extra):
     torch.manual_seed(0)
     tokenizer = _make_tokenizer(pad)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.5, **extra}
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=64,
@@ -46,15 +46,14 @@ def _save_llama(folder, pad="<pad>", num_labels=1, kind=LlamaForSequenceClassifi
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=1,
         eos_token_id=2,
-        initializer_range=0.5,
-        **extra,
+        **sizes,
     )
     kind(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def _save_bert(folder):
+def _save_bert(folder, num_labels=1):
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
@@ -63,7 +62,7 @@ def _save_bert(folder):
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=64,
-        num_labels=1,
+        num_labels=num_labels,
         pad_token_id=0,
         initializer_range=0.5,
     )

@@ -154,6 +154,7 @@ def test_target_that_can_not_be_imported_is_named(target):
         {"retries": -1},
         {"batch_wait_s": -0.1},
         {"dtype": "int4"},
+        {"quantization": "int2"},
         {"request_timeout_s": math.nan},
         {"num_replicas": 4, "max_replicas": 2},
     ],

@@ -1,6 +1,7 @@
 """Reward models in this process: padding, truncation, caching. The tiny models come from `conftest.py`."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -167,6 +168,26 @@ def test_bfloat16_agrees_with_float32_to_its_precision(tmp_path, save_llama):
     assert rounded == pytest.approx(exact, abs=0.1, rel=0.05)
 
 
+@pytest.mark.parametrize(("bits", "layer"), [("int8", "Linear8bitLt"), ("int4", "Linear4bit")])
+def test_fewer_bits_shrink_the_linear_layers_and_hardly_change_the_scores(tmp_path, save_llama, bits, layer):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'rayalign[quantized]'")
+    path = save_llama(tmp_path, hidden_size=128, intermediate_size=256, initializer_range=0.1)
+    exact, small = oracle(path), oracle(path, quantization=bits)
+    assert type(small.model.model.layers[0].mlp.up_proj).__name__ == layer
+    assert type(small.model.score).__name__ == "Linear", "the head stays as it is"
+    assert small.model.get_memory_footprint() < exact.model.get_memory_footprint() / 2
+    spread = max(exact.scores(PAIRS)) - min(exact.scores(PAIRS))
+    assert small.scores(PAIRS) == pytest.approx(exact.scores(PAIRS), abs=0.25 * spread)
+    assert small.scores(PAIRS) != exact.scores(PAIRS)
+    assert small.id == f"{exact.id}:{bits}"
+
+
+def test_fewer_bits_without_their_library_say_what_to_install(tmp_path, save_llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"oracle\.quantization='int8' needs bitsandbytes: pip install"):
+        oracle(save_llama(tmp_path), quantization="int8")
+
+
 def test_score_that_is_not_a_number_names_the_duel(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path))
     with torch.no_grad():
@@ -187,7 +208,7 @@ def test_model_with_two_labels_is_refused(tmp_path, save_llama):
 
 
 def test_language_model_without_a_reward_head_is_refused(tmp_path, save_llama):
-    with pytest.raises(DataError, match=r"not a trained reward model: its weights lack score\.weight"):
+    with pytest.raises(DataError, match=r"not a trained scalar reward model: its weights lack score\.weight"):
         oracle(save_llama(tmp_path, kind=LlamaForCausalLM))
 
 

@@ -188,6 +188,45 @@ def test_paid_answer_is_given_again_even_by_another_service(running, tmp_path):
     assert again.judge(make_duels(1, offset=10))[0].probability == 0.5
 
 
+def test_two_replicas_that_are_asked_the_same_at_the_same_moment_buy_it_once(running, tmp_path):
+    log, duels, other = tmp_path / "log", make_duels(40), f"{running.name}-other"
+    config = OracleConfig(kind="function", cpus_per_replica=0.1, max_batch_size=16, price=1.0)
+    factory = lambda: Recording(log, seconds=0.4)  # noqa: E731
+    clients = [running(factory, config), start_oracle(config, factory, other, running.folder)]
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            one, two = pool.map(lambda client, asked: client.judge(asked), clients, [duels, duels[::-1]])
+    finally:
+        stop_oracle(other, stop_serve=False)
+    lines = read_lines(log)
+    asked = [name for line in lines for name in line["ids"]]
+    assert sorted(asked) == sorted(journalled(running.folder)) == sorted(d.id for d in duels)
+    assert len({line["pid"] for line in lines}) == 2, "both asked, about different duels"
+    assert one == two[::-1]
+
+
+def test_what_a_killed_replica_was_asking_about_is_asked_by_another_at_once(running, tmp_path):
+    log, duels, other = tmp_path / "log", make_duels(5), f"{running.name}-other"
+    config = OracleConfig(kind="function", cpus_per_replica=0.1, retries=0)
+    first = running(lambda: Recording(log, seconds=60), config)
+    second = start_oracle(config, lambda: Recording(log), other, running.folder)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            lost = pool.submit(first.judge, duels)
+            while not read_lines(log):
+                time.sleep(0.05)
+            taken_over = pool.submit(second.judge, duels)
+            time.sleep(1.0)
+            assert not taken_over.done() and len(read_lines(log)) == 1, "it waits for the one who asks"
+            os.kill(read_lines(log)[0]["pid"], signal.SIGKILL)
+            assert [v.duel_id for v in taken_over.result(30)] == [d.id for d in duels]
+            with pytest.raises(OracleError, match="died 1 time"):
+                lost.result(30)
+        finally:
+            stop_oracle(other, stop_serve=False)
+    assert sorted(journalled(running.folder)) == sorted(d.id for d in duels)
+
+
 def test_failure_is_neither_charged_nor_kept(running, tmp_path):
     class Moody:
         id = "moody"
