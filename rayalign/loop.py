@@ -346,16 +346,17 @@ def takes_adapters(config: RunConfig) -> bool:
 
 @contextmanager
 def cluster() -> Iterator[bool]:
-    """Inside there is a Ray: the job's, the caller's, or one that is started here (True) and ends with the block."""
+    """Inside there is a Ray: the job's or the caller's, or one that is started here (True) and ends with the block."""
     if ray.is_initialized():
         yield False
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    local: Mapping[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    local: Mapping[str, Any] = {} if joins else {"include_dashboard": False}
     ray.init(log_to_driver=False, configure_logging=False, **local)
     try:
-        yield True
+        yield not joins
     finally:
         ray.shutdown()
 
