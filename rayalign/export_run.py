@@ -122,7 +122,7 @@ def _preferences(stored: StoredRun, folder: Path, conversational: bool) -> tuple
 
 def check_loads(folder: Path, base: str | None = None) -> None:
     """Load `folder` as its users will: a model, or an adapter on the model in `base`. `DataError` if that fails."""
-    from transformers import AutoModelForCausalLM
+    from rayalign.hf import AutoModelForCausalLM
 
     load_tokenizer(folder)
     try:

@@ -52,7 +52,8 @@ class ModelShape:
         """Of a Hugging Face directory: the model is built without memory for its weights, and counted."""
         import torch
         from torch import nn
-        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from rayalign.hf import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(str(policy_dir))
         with torch.device("meta"):

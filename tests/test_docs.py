@@ -39,7 +39,8 @@ def test_every_setting_that_the_documents_name_exists():
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_every_file_that_a_document_links_to_or_names_exists(path):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXTS[path.name]) if "://" not in link]
-    assert not [link for link in links if not (path.parent / link).exists()]
+    # pages under generated/ are there once the site is built, and its build fails on a link into nothing
+    assert not [link for link in links if not link.startswith("generated/") and not (path.parent / link).exists()]
     text = re.sub(r"https?://\S+", "", TEXTS[path.name])
     named = re.findall(r"`?((?:rayalign|tests|tuned_examples|docs|benchmarks)/[\w./]+\.(?:py|md|txt))`?", text)
     assert not [name for name in named if not (ROOT / name).exists()]

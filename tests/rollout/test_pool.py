@@ -133,7 +133,7 @@ def test_a_chunk_that_kills_every_replica_ends_in_an_error_that_says_so(policy, 
     with RolloutPool(config, policy, name="doomed") as pool:
         thread, _ = in_thread(_expect, RolloutError, pool, prompts)
         for generation in (1, 2):
-            while pool._slots[0].generation < generation or pool._slots[0].starting is not None:
+            while pool._slots[0].generation < generation or pool._slots[0].starting or not pool._slots[0].actor:
                 time.sleep(0.05)
             ray.kill(pool._slots[0].actor)
         thread.join(timeout=60)

@@ -270,7 +270,9 @@ def test_slow_oracle_is_a_timeout_that_says_so_and_its_answer_is_kept(running, t
     config = OracleConfig(kind="function", cpus_per_replica=0.1, request_timeout_s=1.0)
     oracle = running(lambda: Recording(log, seconds=2.5), config)
     duels = make_duels(3)
-    with pytest.raises(WaitError, match=r"waited 1 s \(oracle.request_timeout_s\) for the oracle recording to judge 3"):
+    with pytest.raises(
+        WaitError, match=r"waited 1 s \(oracle.request_timeout_s\) for the oracle recording to answer about 3"
+    ):
         oracle.judge(duels)
     deadline = time.monotonic() + 20
     while not journalled(running.folder) and time.monotonic() < deadline:
