@@ -15,15 +15,28 @@ if TYPE_CHECKING:
     from rayalign.loop import resume, run
     from rayalign.replay_run import replay
     from rayalign.result import Result
+    from rayalign.serving import serve_policy
 
 __version__ = "0.1.0"
-__all__ = ["Comparison", "Result", "compare", "export", "list_agents", "list_envs", "replay", "resume", "run"]
+__all__ = [
+    "Comparison",
+    "Result",
+    "compare",
+    "export",
+    "list_agents",
+    "list_envs",
+    "replay",
+    "resume",
+    "run",
+    "serve_policy",
+]
 
 _HOMES = {
     "run": "rayalign.loop",
     "resume": "rayalign.loop",
     "replay": "rayalign.replay_run",
     "export": "rayalign.export_run",
+    "serve_policy": "rayalign.serving",
     "Result": "rayalign.result",
     "compare": "rayalign.comparison",
     "Comparison": "rayalign.comparison",

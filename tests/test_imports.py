@@ -31,7 +31,7 @@ ORDER = """
     metrics evaluate logs result run_record plots standings report progress
     run_config stored_run agent_state resources placement recipe heldout collector collector_client
     loop branch guided many example comparison tune memory calibration estimate
-    replay_feed replay_run model_card export_run aligned answers harness
+    replay_feed replay_run model_card export_run aligned answers harness serving
     cli
 """.split()
 """Each file or folder of the package may import those before it; `rayalign/__init__.py` imports lazily, exempt."""

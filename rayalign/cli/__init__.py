@@ -5,6 +5,7 @@
     rayalign compare --agents passive,sea,apl --seeds 5 --budget 2000
     rayalign replay LEDGER|RUN_DIR --agent NAME          rayalign export RUN_DIR --out DIR
     rayalign estimate sea --budget 2000 --calibrate
+    rayalign serve RUN_DIR --port 8000                   rayalign evaluate RUN_DIR --format mt_bench ...
     rayalign agents [NAME]         rayalign envs [ID]         rayalign settings [SECTION]
 
 A mistake in the input is one line and exit code 2; a traceback is a mistake of ours. A command is a function in one of

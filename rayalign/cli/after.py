@@ -1,7 +1,9 @@
-"""What comes after a run: `replay`, `export` and `evaluate`."""
+"""What comes after a run: `replay`, `export`, `serve` and `evaluate`."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import Annotated
 
 import typer
@@ -64,6 +66,40 @@ def export(
 
     written = write(run_dir, out, adapter=adapter, base_model=base_model, conversational=conversational)
     typer.echo(str(written))
+
+
+@app.command()
+@plain_errors
+def serve(
+    what: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help="A finished run, or a model.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+    model: Annotated[str | None, typer.Option(help="Name that requests name. Default: the run's directory.")] = None,
+    best_of: Annotated[int, typer.Option(help="Samples of which the run's agent picks each answer; 0: off.")] = 0,
+    replicas: Annotated[int, typer.Option(help="Engines that work at the same time.")] = 1,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the token that callers need. Default: $RAYALIGN_SERVE_TOKEN.")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Serve the policy behind an OpenAI-compatible endpoint until Ctrl-C."""
+    from rayalign.serving import serve_policy
+
+    settings = dict(read_changes(changes))
+    with serve_policy(
+        what,
+        host=host,
+        port=port,
+        model=model,
+        best_of=best_of,
+        replicas=replicas,
+        token_file=token_file,
+        **settings,
+    ) as server:
+        token = " with your token as api_key" if server.needs_token else ""
+        typer.echo(f"serving model {server.model!r} at {server.url}{token}; Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 @app.command()

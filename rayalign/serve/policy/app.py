@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-import rayalign
+from rayalign.code_version import code_version
 from rayalign.env.prompt_data import readable_messages
 from rayalign.errors import DataError, RayalignError, WaitError
 from rayalign.rollout.config import RolloutConfig
@@ -56,7 +56,7 @@ def build_app(config: PolicyServerConfig, rollout: RolloutConfig, policy: str, a
         policy: directory of the policy, for its tokenizer.
         answerer: who answers.
     """
-    app = FastAPI(title="rayalign policy", version=rayalign.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="rayalign policy", version=code_version(), docs_url=None, redoc_url=None)
     server = _Server(config, rollout, policy, answerer)
     app.add_api_route("/health", server.health)
     app.add_api_route("/v1/models", server.models)
@@ -196,7 +196,7 @@ def _usage(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Usage:
 
 
 def _fingerprint(answers: Sequence[Answer]) -> str:
-    return f"rayalign-{rayalign.__version__}-v{answers[0].choices[0].policy_version}"
+    return f"rayalign-{code_version()}-v{answers[0].choices[0].policy_version}"
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
