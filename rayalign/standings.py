@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,9 @@ class StoredRun:
             online_win_rate=float(np.mean(online)) if online else None,
             steps=len(losses) * int(record.settings.get("learner.updates_per_batch", 1)),
             labels_spent=record.labels_spent,
-            settings={k: v for k, v in record.settings.items() if not k.startswith(("run_dir", "logging."))},
+            settings={
+                k: _without_folder(v) for k, v in record.settings.items() if not k.startswith(("run_dir", "logging."))
+            },
             code=list(record.code),
         )
 
@@ -338,3 +341,8 @@ def ratio_cell(found: Saving) -> str:
 def _interval(estimate: Estimate) -> str:
     text = f"{estimate.value:.2f}"
     return text if math.isnan(estimate.low) else f"{text} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _without_folder(value: Any) -> Any:
+    """Of an absolute path the name alone: where a machine keeps a model says nothing of the run."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
