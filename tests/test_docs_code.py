@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import gymnasium
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -27,6 +28,7 @@ import rayalign.env.prompts
 import rayalign.loop
 from rayalign import config as settings
 from rayalign.cli import app
+from rayalign.env import ENVS
 from rayalign.models import SMOLLM2, resolve_policy
 from rayalign.resources import plan
 from rayalign.result import Result
@@ -104,12 +106,15 @@ def checked(finished, folder, monkeypatch):
         return resolve_policy(name if Path(name).is_dir() else SMOLLM2)
 
     result = Result.load(run_dir)
+    known = set(ENVS)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(rayalign.loop, "execute", check)
     monkeypatch.setattr(rayalign.loop, "resolve_policy", hub)
     yield planned
     shutil.rmtree(folder / "runs", ignore_errors=True)
+    for env_id in set(ENVS) - known:  # a page registers one of its own
+        del ENVS[env_id], gymnasium.registry[env_id]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
