@@ -6,7 +6,8 @@ A row is a tuned example or one with settings changed (`GROUPS`); a world is ano
 policy and another run seed. Worlds 0 to 9 are for development. What is finished in `--out` is not run again, what was
 interrupted is resumed. `docs/results/sample_efficiency_<group>.json` keeps the whole curve, settings and code version
 of every run ever finished, so that tables and plots are made again from it and from what is in `--out`: rows of an
-earlier day need neither their run directories nor another run. Where a row's settings changed, its old runs go.
+earlier day need neither their run directories nor another run (`--again` runs them all the same), and a row that
+another group has by another name is not run for both. Where a row's settings changed, its old runs go.
 
 Same prompts, policy, learner, batch of 32 and evaluation for all rows; what a row changes, its settings say.
 """
@@ -117,15 +118,37 @@ def jobs_of(group: str, options: argparse.Namespace) -> dict[str, list[Job]]:
     }
 
 
+# ==== what is known already ==========================================================================================
+def stem_of(group: str, options: argparse.Namespace) -> Path:
+    """Where a group's tables and plots are; an unusual budget is part of their names."""
+    budget = "" if options.budget == USUAL_BUDGET else f"_{options.budget}"
+    return options.results / f"sample_efficiency_{group}{budget}"
+
+
+def stored_runs(group: str, options: argparse.Namespace) -> dict[str, list[StoredRun]]:
+    """Row -> its runs in the group's JSON file, and in those of other groups that have the row by another name."""
+    known: dict[str, list[StoredRun]] = {}
+    for other in [name for name in GROUPS if name != group] + [group]:  # its own file has the last word
+        file = stem_of(other, options).with_suffix(".json")
+        found = rows_from_plain(json.loads(file.read_text()), options.budget) if file.exists() else {}
+        for name, row in GROUPS[group].items():
+            twins = [twin for twin, settings in GROUPS[other].items() if settings == row and twin in found]
+            known, _ = merge(known, {name: [run for twin in twins for run in found[twin]]})
+    return known
+
+
+def has_curve(job: Job, runs: list[StoredRun]) -> bool:
+    """Whether the run of `job` is among `runs`, with its whole curve."""
+    return any(run.world[-1] == job.settings["loop.seed"] and run.settings for run in runs)
+
+
 # ==== tables =========================================================================================================
-def all_runs(stem: Path, jobs: Mapping[str, list[Job]], budget: int) -> dict[str, list[StoredRun]]:
-    """Row -> what the JSON file knows, and the finished runs that are there now."""
-    file = stem.with_suffix(".json")
-    old = rows_from_plain(json.loads(file.read_text()), budget) if file.exists() else {}
+def all_runs(group: str, jobs: Mapping[str, list[Job]], options: argparse.Namespace) -> dict[str, list[StoredRun]]:
+    """Row -> what the JSON files know, and the finished runs that are there now."""
     new = {
         name: [StoredRun.of(RunRecord.read(job.folder)) for job in own if job.finished] for name, own in jobs.items()
     }
-    rows, notes = merge(old, new)
+    rows, notes = merge(stored_runs(group, options), new)
     for note in notes:
         print(note, file=sys.stderr)
     return {name: rows[name] for name in [*jobs, *(n for n in rows if n not in jobs)] if name in rows}
@@ -169,11 +192,9 @@ def code_of(rows: Rows) -> str:
 
 
 def write(group: str, jobs: Mapping[str, list[Job]], options: argparse.Namespace) -> None:
-    """`sample_efficiency_<group>.md`, `.json` and plots in `--results`; an unusual budget is part of the names."""
-    stem = options.results / f"sample_efficiency_{group}"
-    if options.budget != USUAL_BUDGET:
-        stem = stem.with_name(f"{stem.name}_{options.budget}")
-    rows = all_runs(stem, jobs, options.budget)
+    """`sample_efficiency_<group>.md`, `.json` and plots in `--results`."""
+    stem = stem_of(group, options)
+    rows = all_runs(group, jobs, options)
     if not rows:
         return
     marks = [mark for mark in MARKS if mark <= options.budget] or [options.budget]
@@ -208,6 +229,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
     parser.add_argument("--budget", type=int, default=USUAL_BUDGET)
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time; 0: none, only tables and plots")
+    parser.add_argument("--again", action="store_true", help="run also what the JSON files in --results have already")
     parser.add_argument("--out", type=Path, default=Path("runs/sample-efficiency"))
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
     options = parser.parse_args()
@@ -215,7 +237,14 @@ def main() -> None:
     failed: dict[Path, str] = {}
     for group in options.groups:
         jobs = jobs_of(group, options)
-        wanted = [job for name, own in jobs.items() if not options.rows or name in options.rows for job in own]
+        known = {} if options.again else stored_runs(group, options)
+        wanted = [
+            job
+            for name, own in jobs.items()
+            if not options.rows or name in options.rows
+            for job in own
+            if not has_curve(job, known.get(name, []))
+        ]
         if options.jobs:
             failed |= run_many(sorted(wanted, key=lambda job: job.settings["loop.seed"]), options.jobs, Lines())
         write(group, jobs, options)
