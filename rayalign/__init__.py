@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rayalign.replay_run import replay
     from rayalign.result import Result
     from rayalign.serving import serve_policy
+    from rayalign.tune import trainable
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "resume",
     "run",
     "serve_policy",
+    "trainable",
 ]
 
 _HOMES = {
@@ -40,6 +42,7 @@ _HOMES = {
     "Result": "rayalign.result",
     "compare": "rayalign.comparison",
     "Comparison": "rayalign.comparison",
+    "trainable": "rayalign.tune",
     "list_agents": "rayalign.agents",
     "list_envs": "rayalign.env",
 }

@@ -12,15 +12,18 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
-from rayalign.collector import ALLOWED
+from rayalign.collector import ALLOWED, HELD
 from rayalign.collector_client import CollectorClient
-from rayalign.errors import RayalignError
+from rayalign.errors import RayalignError, WaitError
 from rayalign.loop import Plan, execute
 from rayalign.result import Result
 
 STOP_TIMEOUT_S = 120.0
+HELD_TIMEOUT_S = 1800.0
+POLL_S = 0.1
 
 
 class GuidedRun:
@@ -56,6 +59,14 @@ class GuidedRun:
         if self.error is not None and not self._stop_reason:
             raise self.error
         return True
+
+    def wait_until_held(self, timeout_s: float = HELD_TIMEOUT_S) -> None:
+        """Return when the run waits to be let on, or has ended. Raises `WaitError` after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.wait(POLL_S) or (self._client is not None and self._client.status()["phase"] in (HELD, "done")):
+                return
+        raise WaitError(f"waited {timeout_s:.0f} s for the run in {self.run_dir} to come to its next evaluation.")
 
     def stop(self, reason: str, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Break it off; returns whether everything of it has ended within `timeout_s`."""
