@@ -20,9 +20,9 @@ from rayalign import config as settings
 from rayalign.agents import make_agent
 from rayalign.errors import ConfigError, DataError
 from rayalign.ledger import Ledger
-from rayalign.logs import read_evaluations
 from rayalign.loop import FREE_TO_CHANGE
 from rayalign.run_config import RunConfig
+from rayalign.run_record import CONFIG
 from rayalign.shared_budget import INHERITED
 
 IDENTITY, FACTS = "identity.json", "snapshot.json"
@@ -48,8 +48,11 @@ def identity(run_dir: Path) -> str:
     return str(json.loads(file.read_text())["id"])
 
 
-def snapshot(run_dir: Path, folder: Path) -> None:
-    """Copy what a run needs to go on into the empty `folder`. Nobody may be collecting meanwhile."""
+def snapshot(run_dir: Path, folder: Path, evaluations: int) -> None:
+    """Copy what a run needs to go on into the empty `folder`. Nobody may be collecting meanwhile.
+
+    `evaluations`: how many of them whoever will ask for the copy knows of.
+    """
     for path in run_dir.iterdir():
         if any(path.match(pattern) for pattern in NOT_COPIED):
             continue
@@ -59,8 +62,8 @@ def snapshot(run_dir: Path, folder: Path) -> None:
             shutil.copy2(path, folder / path.name)
     _copy_learner(run_dir / "learner", folder / "learner")
     with Ledger(folder / "ledger.arrow", read_only=True) as ledger:
-        facts = {"id": identity(run_dir), "labels": ledger.committed, "evaluations": len(read_evaluations(folder))}
-    (folder / FACTS).write_text(json.dumps(facts))
+        facts = {"id": identity(run_dir), "labels": ledger.committed, "open": ledger.num_outstanding}
+    (folder / FACTS).write_text(json.dumps({**facts, "evaluations": evaluations}))
 
 
 def _copy_learner(source: Path, target: Path, attempts: int = 5) -> None:
@@ -82,16 +85,23 @@ def _copy_learner(source: Path, target: Path, attempts: int = 5) -> None:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """What `snapshot` wrote down: the run's `id`, its `labels`, and how many `evaluations` it has made."""
+    """What `snapshot` wrote down: the run's `id`, its `labels` (`open` ones unanswered), and `evaluations`."""
     return json.loads((folder / FACTS).read_text())
 
 
 def branch(folder: Path, config: RunConfig) -> None:
     """Make `config.run_dir` a run that goes on from the snapshot in `folder`; it appears whole or not at all.
 
-    Raises `ConfigError` where `config` differs from the run's in what a branch can't change.
+    Raises `ConfigError` where `config` differs from the run's in what a branch can't change, or where the run waits for
+    answers: both would wait for them, and pay.
     """
-    stored = settings.read_yaml((folder / "config.yaml").read_text())
+    facts = facts_of(folder)
+    if facts["open"]:
+        raise ConfigError(
+            f"the run that was copied to {folder} waits for {facts['open']} answers, as with people who label: a copy "
+            "that goes on would ask for them again. Use a scheduler that copies no trials (ASHA, HyperBand)."
+        )
+    stored = settings.read_yaml((folder / CONFIG).read_text())
     before = settings.apply(RunConfig(agent=make_agent(stored["agent_name"]).config), stored, yaml_text=False)
     forbidden = [line for line in settings.diff(before, config) if not line.startswith(BRANCH_MAY_CHANGE)]
     if forbidden:
@@ -102,10 +112,9 @@ def branch(folder: Path, config: RunConfig) -> None:
     run_dir = Path(config.run_dir)
     building = run_dir.with_name(f".{run_dir.name}-{uuid.uuid4().hex[:8]}")
     shutil.copytree(folder, building)
-    facts = facts_of(building)
     (building / FACTS).unlink()
     (building / INHERITED).write_text(json.dumps({"labels": facts["labels"], "from": facts["id"]}))
-    (building / "config.yaml").write_text(settings.to_yaml(config))
+    (building / CONFIG).write_text(settings.to_yaml(config))
     building.rename(run_dir)
 
 

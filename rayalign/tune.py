@@ -11,6 +11,7 @@ directory, and goes on from it: no label is bought twice.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,12 @@ from rayalign.ledger import Ledger
 from rayalign.logs import read_evaluations
 from rayalign.many import group_of, how_many_fit
 from rayalign.result import Result
+from rayalign.run_record import CONFIG
 from rayalign.shared_budget import create, inherited_labels
 
 CAP_FILE = "labels.jsonl"
-POLL_S = 0.1
+NOTHING = "nothing"
+"""In the checkpoint of a trial that has not begun."""
 DEFAULT_ENV = "rayalign/TinyWorld-v0"
 
 
@@ -81,7 +84,7 @@ def trainable(
 
     A trial's config is settings by dotted or nested names, e.g. `{"agent.num_candidates": tune.choice([10, 20])}`. Each
     result is an evaluation: `win_rate`, `win_rate_stderr`, `regret` (where it is known), `labels` (that its weights
-    were trained on), `labels_bought` (by this trial; a PBT trial inherits others), `run_dir`.
+    were trained on), `labels_bought` (by this trial; one of PBT inherits others'), `evaluations`, `run_dir`.
 
     Args:
         agent: a registered name, or the file of a tuned example.
@@ -116,6 +119,7 @@ def trainable(
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be at least 1.")
     loop.validate(search.plan({}, Path("unused")))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # the Tuner starts Ray where nobody has
     return type(f"rayalign_{name}", (RunTrainable,), {"search": search})
 
 
@@ -131,6 +135,7 @@ class RunTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Find the trial's folder; the run itself starts with the first step, when it is known what to go on from."""
+        os.chdir(os.environ.get("TUNE_ORIG_WORKING_DIR", "."))  # relative paths in settings are the driver's
         root = self._root()
         self._trial = root / Path(self._storage.trial_fs_path).name
         self._trial.mkdir(parents=True, exist_ok=True)
@@ -138,39 +143,35 @@ class RunTrainable(tune.Trainable):
         if self.search.max_labels is not None:
             create(self._cap, self.search.max_labels)
         self._guided: GuidedRun | None = None
-        self._result: Result | None = None
         self._reported = 0
         """Evaluations that Tune knows of."""
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The process goes on with another trial (`reuse_actors`)."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
 
     def step(self) -> dict[str, Any]:
         """Let the run go on to its next evaluation, and hold it there."""
         run_dir = self._start()
+        ended = True
         if self._guided is not None:
             self._guided.allow(self._reported + 1)
-        while True:
-            ended = self._guided is None or self._guided.wait(POLL_S)
-            rows = read_evaluations(run_dir)
-            if len(rows) > self._reported:
-                row = rows[self._reported]
-                self._reported += 1
-                if row["labels"] >= self._budget and self._guided is not None:
-                    self._guided.allow(None)
-                    ended = self._guided.wait()  # it writes its result and its report
-                return self._report(run_dir, row, done=ended and self._reported == len(read_evaluations(run_dir)))
-            if ended:
-                if not rows:
-                    raise RayalignError(f"the run in {run_dir} ended without an evaluation.")
-                return self._report(run_dir, rows[-1], done=True)
+            ended = self._guided.wait_until_held()
+        rows = read_evaluations(run_dir)
+        if not rows:
+            raise RayalignError(f"the run in {run_dir} ended without an evaluation.")
+        self._reported = min(self._reported + 1, len(rows))
+        return self._report(run_dir, rows[self._reported - 1], done=ended and self._reported == len(rows))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A copy of the run as it is held."""
         run_dir = self._current()
-        if run_dir is not None:
-            if self._guided is not None:
-                self._guided.wait_until_held()
-            snapshot(run_dir, Path(checkpoint_dir))
+        if run_dir is None:
+            (Path(checkpoint_dir) / NOTHING).touch()
         else:
-            (Path(checkpoint_dir) / "nothing").touch()
+            snapshot(run_dir, Path(checkpoint_dir), self._reported)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on with the trial's own run, or branch off another trial's.
@@ -179,7 +180,7 @@ class RunTrainable(tune.Trainable):
         """
         self.cleanup()
         folder = Path(checkpoint)
-        if (folder / "nothing").exists():
+        if (folder / NOTHING).exists():
             return
         facts = facts_of(folder)
         self._reported = int(facts["evaluations"])
@@ -235,9 +236,9 @@ class RunTrainable(tune.Trainable):
     def _start(self) -> Path:
         """The run directory, with the run going on in it unless it is finished."""
         run_dir = self._current() or self._trial / "run-0"
-        if self._guided is not None or self._result is not None:
+        if self._guided is not None:
             return run_dir
-        if (run_dir / "config.yaml").exists():
+        if (run_dir / CONFIG).exists():
             found = loop.old_run(run_dir)
         else:
             what = self.search
@@ -249,17 +250,20 @@ class RunTrainable(tune.Trainable):
                 oracle=what.oracle,
                 given=what.settings(self._settings()),
             )
-        if isinstance(found, Result):
-            self._result, self._budget = found, found.labels_spent
-        else:
-            self._budget = found.config.loop.budget
-            self._guided = GuidedRun(found, allowed=self._reported + 1)
         identity(run_dir)
+        if isinstance(found, loop.Plan):
+            self._guided = GuidedRun(found, allowed=self._reported + 1)
         return run_dir
 
+    def _bought(self) -> int:
+        """Labels that the trial has paid for: by its run, and by those it gave up for a copy of another trial's."""
+        total = 0
+        for run_dir in self._trial.glob("run-*"):
+            with Ledger(run_dir / "ledger.arrow", read_only=True) as ledger:
+                total += ledger.spent - inherited_labels(run_dir)
+        return total
+
     def _report(self, run_dir: Path, row: Mapping[str, Any], done: bool) -> dict[str, Any]:
-        with Ledger(run_dir / "ledger.arrow", read_only=True) as ledger:
-            bought = ledger.spent - inherited_labels(run_dir)
         values = {
             "win_rate": row.get("win_rate"),
             "win_rate_stderr": row.get("stderr"),
@@ -268,7 +272,7 @@ class RunTrainable(tune.Trainable):
         }
         return {
             "labels": int(row["labels"]),
-            "labels_bought": bought,
+            "labels_bought": self._bought(),
             "evaluations": self._reported,
             "run_dir": str(run_dir),
             **{name: float(value) for name, value in values.items() if value is not None},
