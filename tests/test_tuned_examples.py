@@ -1,6 +1,7 @@
 """That the examples say what they are and hold settings that exist; that they run is shown by running them."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rayalign.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "tuned_examples").glob("*.py"))
+SEARCHES = sorted((ROOT / "tuned_examples" / "searches").glob("*.py"))
 ARGUMENTS = {"agent", "env", "policy", "run_dir"}
 
 
@@ -33,6 +35,17 @@ def test_example_holds_settings_that_exist_and_pass_their_checks(path):
     given = {k: v for k, v in flatten(config).items() if k not in ARGUMENTS and not k.startswith("env.")}
     settings = {**world.defaults(), **{SHORT_NAMES.get(name, name): value for name, value in given.items()}}
     assert apply(base, settings).loop.budget == config["budget"]
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_search_says_command_hardware_and_result_and_searches_settings_that_exist(path):
+    head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    for word in ("Command", "Hardware", "Result", f"python tuned_examples/searches/{path.name}", "ray job submit"):
+        assert word in head, f"{path.name}: its docstring does not say {word!r}"
+    space = runpy.run_path(str(path), run_name="imported")["SPACE"]
+    base = RunConfig(agent=agent_class(path.stem.split("_")[0]).Config())
+    for _ in range(10):
+        apply(base, {name: domain.sample() for name, domain in space.items()})
 
 
 def test_there_is_an_example_of_each_agent():

@@ -17,9 +17,10 @@ from __future__ import annotations
 from rayalign.cli import after, lists, runs, search  # noqa: F401 - adds the commands
 from rayalign.cli.app import app
 from rayalign.cli.runs import run_example
+from rayalign.cli.search import show_table
 from rayalign.example import SHORT_NAMES, load_example
 
-__all__ = ["SHORT_NAMES", "app", "load_example", "main", "run_example"]
+__all__ = ["SHORT_NAMES", "app", "load_example", "main", "run_example", "show_table"]
 
 
 def main() -> None:
