@@ -1,9 +1,12 @@
 """How fast the oracle service answers, and what it costs over the bare oracle.
 
-    python benchmarks/oracle_service.py [function] [reward_model] [faults] [--seconds 60] [--duels 20000]
+    python benchmarks/oracle_service.py [http] [function] [reward_model] [faults] [--seconds 60] [--duels 20000]
 
-    function      a programmatic oracle with its journal on disk: one caller with lists of 5,000 duels, one caller with
-                  single duels, 64 callers with single duels at the same time
+    http          a programmatic oracle with its journal on disk, over HTTP: 8 callers with lists of 50 duels, 1 caller
+                  with lists of 500, 16 callers with single duels; callers are threads of one process that asks as
+                  `oracle.kind=http` does, and share the machine's cores with the service
+    function      the same oracle by its handle: one caller with lists of 5,000 duels, one caller with single duels, 64
+                  callers with single duels at the same time
     reward_model  an encoder of MiniLM's size (6 layers, width 384, random weights; speed does not depend on values):
                   the bare model over batches sorted by length, then the service with 64 callers at the same time
     faults        a replica is killed every 5 s: duels lost, duels charged twice
@@ -18,6 +21,7 @@ import json
 import os
 import random
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -36,6 +40,7 @@ import torch
 from rayalign.env.labels import Oracle
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
+from rayalign.serving import serve_oracle
 from rayalign.types import Candidate, Duel, Prompt, Verdict
 
 CALLERS = 64
@@ -87,6 +92,36 @@ def say(what: str, rate: float, seconds: np.ndarray | None = None, more: str = "
         p50, p99 = np.percentile(seconds, [50, 99]) * 1000
         latency = f"   p50 {p50:7.1f} ms   p99 {p99:7.1f} ms"
     print(f"{what:52s} {rate:9.0f} duels/s{latency}{more}", flush=True)
+
+
+def bench_http(folder: Path, n: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serve_oracle(length, port=port, folder=folder / "http", **{"oracle.cpus_per_replica": 1.0}) as server:
+        config = OracleConfig(kind="http", target=server.url)
+        for callers, size, total, seed in ((8, 50, n, 200), (1, 500, n, 201), (16, 1, max(16, n // 10), 202)):
+            oracles = [oracle_factory(config)() for _ in range(callers)]
+            for i, oracle in enumerate(oracles):
+                oracle.judge(made_up_duels(size, seed=seed * 1000 + i, longest=48))  # warm-up, connections included
+            duels = made_up_duels(total, seed=seed, longest=48)
+            shares = [duels[i::callers] for i in range(callers)]
+            start = time.perf_counter()
+            with ThreadPoolExecutor(callers) as pool:
+                seconds = list(pool.map(partial(ask_in_lists, size), oracles, shares))
+            rate = total / (time.perf_counter() - start)
+            say(f"http, {callers} callers, lists of {size}", rate, np.concatenate(seconds))
+
+
+def ask_in_lists(size: int, oracle: Oracle, duels: Sequence[Duel]) -> np.ndarray:
+    """Seconds per call."""
+    seconds = []
+    for i in range(0, len(duels), size):
+        asked = duels[i : i + size]
+        start = time.perf_counter()
+        assert len(oracle.judge(asked)) == len(asked)
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds)
 
 
 def bench_function(folder: Path, n: int) -> None:
@@ -263,16 +298,18 @@ def bench_faults(folder: Path, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="function, reward_model, faults; all of them by default")
+    parser.add_argument("what", nargs="*", help="http, function, reward_model, faults; all of them by default")
     parser.add_argument("--duels", type=int, default=20_000, help="through the function, in lists")
     parser.add_argument("--model-duels", type=int, default=256, help="through the reward model in each of the turns")
     parser.add_argument("--turns", type=int, default=4, help="of bare model and service")
     parser.add_argument("--seconds", type=float, default=60.0, help="of faults")
     args = parser.parse_args()
-    what = args.what or ["function", "reward_model", "faults"]
+    what = args.what or ["http", "function", "reward_model", "faults"]
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if "http" in what:
+            bench_http(folder, args.duels)
         if "function" in what:
             bench_function(folder, args.duels)
         if "reward_model" in what:

@@ -1,4 +1,4 @@
-"""The oracle's HTTP service under a real Ray Serve, asked by programs. Whole runs: tests/contracts/test_http_oracle.py."""
+"""The oracle over HTTP under a real Ray Serve, asked by programs. Whole runs: tests/contracts/test_http_oracle.py."""
 
 import json
 import os
