@@ -5,6 +5,8 @@
     POST /v1/chat/completions       messages, through the policy's chat template
     POST /v1/completions            texts or token ids as they are
 
+`stream=true` gives the same replies as events.
+
 A policy without a chat template is asked with a single user message, whose text is the prompt: as it was in training.
 """
 
@@ -31,6 +33,7 @@ from rayalign.rollout.encode import PromptEncoder, check_fits, context_length
 from rayalign.serve.http_guard import HttpGuard, error_body
 from rayalign.serve.policy.answerer import Answer, Answerer, Question
 from rayalign.serve.policy.config import PolicyServerConfig
+from rayalign.serve.policy.events import stream
 from rayalign.serve.policy.openai import (
     AnswerMessage,
     ChatChoice,
@@ -61,8 +64,8 @@ def build_app(config: PolicyServerConfig, rollout: RolloutConfig, policy: str, a
     app.add_api_route("/health", server.health)
     app.add_api_route("/v1/models", server.models)
     app.add_api_route("/v1/models/{model:path}", server.one_model)
-    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"])
-    app.add_api_route("/v1/completions", server.complete, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=ChatReply)
+    app.add_api_route("/v1/completions", server.complete, methods=["POST"], response_model=CompletionReply)
     app.add_exception_handler(RequestValidationError, _not_valid)  # type: ignore[arg-type]
     app.add_exception_handler(StarletteError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RayalignError, _failed)  # type: ignore[arg-type]
@@ -91,14 +94,14 @@ class _Server:
         self._check_model(model)
         return self._entry()
 
-    async def chat(self, request: ChatRequest) -> ChatReply:
+    async def chat(self, request: ChatRequest) -> ChatReply | Response:
         self._check_model(request.model)
         if len(request.messages) > self.config.max_messages:
             raise HTTPException(400, f"messages has more than {self.config.max_messages} entries.")
         prompt = self._chat_prompt([message.plain() for message in request.messages])
         (answer,) = await self._answer(request, [prompt])
         choices = [_shortened(candidate, request.stops) for candidate in answer.choices]
-        return ChatReply(
+        reply = ChatReply(
             id=f"chatcmpl-{secrets.token_hex(12)}",
             created=int(time.time()),
             model=request.model,
@@ -109,8 +112,9 @@ class _Server:
             usage=_usage([prompt], [answer]),
             system_fingerprint=_fingerprint([answer]),
         )
+        return stream(reply, usage=request.wants_usage) if request.stream else reply
 
-    async def complete(self, request: CompletionRequest) -> CompletionReply:
+    async def complete(self, request: CompletionRequest) -> CompletionReply | Response:
         self._check_model(request.model)
         if not 1 <= len(request.prompts) <= self.config.max_prompts:
             raise HTTPException(
@@ -119,7 +123,7 @@ class _Server:
         prompts = [self._text_prompt(given) for given in request.prompts]
         answers = await self._answer(request, prompts)
         choices = [_shortened(candidate, request.stops) for answer in answers for candidate in answer.choices]
-        return CompletionReply(
+        reply = CompletionReply(
             id=f"cmpl-{secrets.token_hex(12)}",
             created=int(time.time()),
             model=request.model,
@@ -130,6 +134,7 @@ class _Server:
             usage=_usage(prompts, answers),
             system_fingerprint=_fingerprint(answers),
         )
+        return stream(reply, usage=request.wants_usage) if request.stream else reply
 
     # -- pieces -----------------------------------------------------------------------------------------------------
     def _entry(self) -> ModelEntry:

@@ -21,7 +21,6 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "logprobs": (False, 0),
     "top_logprobs": (0,),
-    "stream_options": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -39,6 +38,17 @@ NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
 }
 """Fields that are not served, and the values, beside null, that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    """What a stream has beside the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    """A last event with the number of tokens."""
+    include_obfuscation: bool = False
+    """Concerns OpenAI alone."""
 
 
 class Request(BaseModel):
@@ -60,8 +70,9 @@ class Request(BaseModel):
     """The same seed, prompt and settings give the same answer, but for rounding."""
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     """An answer ends before the first of these texts."""
-    stream: Literal[False] | None = None
-    """Answers come whole."""
+    stream: bool | None = None
+    """The answer as events, each choice in one piece (see `events`)."""
+    stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -69,8 +80,6 @@ class Request(BaseModel):
         """Drop what asks for nothing; refuse, by name, what is not served."""
         if not isinstance(data, dict):
             return data
-        if data.get("stream"):
-            raise ValueError("stream=true is not served: answers come whole. Leave it out, or set it to false.")
         kept = {}
         for name, value in data.items():
             if name in cls.model_fields:
@@ -81,6 +90,11 @@ class Request(BaseModel):
             elif name not in IGNORED:
                 kept[name] = value  # pydantic refuses it
         return kept
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def stops(self) -> list[str]:

@@ -123,6 +123,34 @@ def test_completions_take_texts_and_token_ids_as_they_are(client, engines):
     assert by_text.usage.prompt_tokens == sum(map(len, ids))
 
 
+async def streamed(create, **request):
+    return [event async for event in await create(stream=True, **request)]
+
+
+def test_a_stream_is_the_whole_reply_in_events(client):
+    ask = client()
+    request = say("w5 w6", seed=1, n=2, temperature=1)
+    whole, events = run(ask.chat.completions.create(**request), streamed(ask.chat.completions.create, **request))
+    said, ends = {}, {}
+    for choice in (choice for event in events for choice in event.choices):
+        said[choice.index] = said.get(choice.index, "") + (choice.delta.content or "")
+        ends[choice.index] = choice.finish_reason
+    assert [said[i] for i in range(2)] == texts(whole)
+    assert [ends[i] for i in range(2)] == [choice.finish_reason for choice in whole.choices]
+    assert {event.object for event in events} == {"chat.completion.chunk"} and len({event.id for event in events}) == 1
+
+    request = {"model": "mine", "prompt": ["w1", "w2"], "temperature": 0, "stream_options": {"include_usage": True}}
+    (events,) = run(streamed(ask.completions.create, **request))
+    whole = run(ask.completions.create(**{k: v for k, v in request.items() if k != "stream_options"}))[0]
+    assert [choice.text for event in events for choice in event.choices] == texts(whole)
+    assert [event.usage for event in events] == [None, None, whole.usage]
+
+
+def test_what_is_wrong_with_a_request_for_a_stream_is_told_before_it_begins(client):
+    (error,) = run(streamed(client().chat.completions.create, **say("w1", n=17)))
+    assert isinstance(error, openai.BadRequestError) and "n=17 is more" in str(error)
+
+
 def test_an_answer_ends_before_a_stop_text(client):
     ask = client().chat.completions
     (whole,) = run(ask.create(**say("w9", temperature=0)))
@@ -180,7 +208,7 @@ def test_a_policy_without_a_chat_template_takes_one_user_message_as_its_prompt(c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"stream": True}, "stream=true is not served"),
+        ({"stream": True, "stream_options": {"chunks": 3}}, "stream_options.chunks"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not served"),
         ({"frequency_penalty": 0.5}, "frequency_penalty is not served"),
         ({"logprobs": True}, "logprobs is not served"),
