@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from typing import Annotated
 
@@ -28,7 +29,7 @@ def oracle(
     ] = None,
     changes: Changes = None,
 ) -> None:
-    """Serve an oracle over HTTP until Ctrl-C: any program asks it for verdicts, a run with oracle.kind=http."""
+    """Serve an oracle over HTTP until Ctrl-C or SIGTERM: to programs, and to runs with oracle.kind=http."""
     from rayalign.serving import serve_oracle
 
     with serve_oracle(
@@ -46,5 +47,7 @@ def oracle(
             f"serving oracle {server.oracle} at {server.url}/v1/verdicts{token}; schema: {server.url}/openapi.json; "
             f"paid answers: {server.folder}; Ctrl-C ends it"
         )
+        over = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: over.set())  # Ray's own handler aborts
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            over.wait()

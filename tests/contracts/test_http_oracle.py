@@ -59,9 +59,9 @@ class Served:
         raise AssertionError((self.folder / "log").read_text())
 
     def stop(self):
-        """Ctrl-C: exit code 0, and nothing of it is left."""
+        """As a service manager does: exit code 0, and nothing of it is left."""
         family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0, (self.folder / "log").read_text()
         _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive, "a process outlives the service"
