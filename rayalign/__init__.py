@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rayalign.loop import resume, run
     from rayalign.replay_run import replay
     from rayalign.result import Result
-    from rayalign.serving import serve_policy
+    from rayalign.serving import serve_oracle, serve_policy
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "replay",
     "resume",
     "run",
+    "serve_oracle",
     "serve_policy",
 ]
 
@@ -36,6 +37,7 @@ _HOMES = {
     "resume": "rayalign.loop",
     "replay": "rayalign.replay_run",
     "export": "rayalign.export_run",
+    "serve_oracle": "rayalign.serving",
     "serve_policy": "rayalign.serving",
     "Result": "rayalign.result",
     "compare": "rayalign.comparison",

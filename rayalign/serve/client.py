@@ -20,6 +20,7 @@ from rayalign import errors, share
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import Address, oracle_kind
 from rayalign.serve.wire import DuelColumns
 from rayalign.types import Duel, Verdict
@@ -198,7 +199,11 @@ class OracleClient:
 
 
 def start_oracle(
-    config: OracleConfig, factory: Callable[[], Oracle], name: str, journal_dir: str | Path | None = None
+    config: OracleConfig,
+    factory: Callable[[], Oracle],
+    name: str,
+    journal_dir: str | Path | None = None,
+    service: ServiceConfig | None = None,
 ) -> OracleClient:
     """Serve the oracle that `factory` makes as application `name`, and wait until it answers.
 
@@ -206,6 +211,7 @@ def start_oracle(
         factory: picklable; called once in each replica (see `rayalign.serve.oracles.oracle_factory`).
         name: of the Serve application; one that runs under the same name is replaced.
         journal_dir: where paid answers are kept, on a disk that all replicas share; None keeps none.
+        service: how other programs may ask it over HTTP; None: they can't.
 
     Raises what the factory raises (as `OracleError` if it is not an error of ours), `ResourceError` if the cluster is
     too small, and `WaitError` after `oracle.start_timeout_s`; then nothing is left running. Needs `ray.init`.
@@ -219,11 +225,11 @@ def start_oracle(
     if journal_dir is not None:
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
-    address = oracle_kind(config.kind).http(config)
+    address = oracle_kind(config.kind).http(config) if service is None else service.address
     share.outside(_start_serve, address)  # Serve outlives the run, whose placement group it must not depend on
     if name in serve.status().applications:
         serve.delete(name)
-    app = build_app(config, factory, journal_dir)
+    app = build_app(config, factory, journal_dir, service)
     target = serve.RunTarget(app, name=name, route_prefix=None if address is None else "/")
     client = OracleClient(name, config)
     try:
