@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rayalign.replay_run import replay
     from rayalign.result import Result
     from rayalign.serving import serve_oracle, serve_policy
+    from rayalign.tune import trainable
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "run",
     "serve_oracle",
     "serve_policy",
+    "trainable",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "Result": "rayalign.result",
     "compare": "rayalign.comparison",
     "Comparison": "rayalign.comparison",
+    "trainable": "rayalign.tune",
     "list_agents": "rayalign.agents",
     "list_envs": "rayalign.env",
 }

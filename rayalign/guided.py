@@ -12,15 +12,23 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
-from rayalign.collector import ALLOWED
+from ray.exceptions import ActorUnavailableError, RayActorError
+
+from rayalign.collector import ALLOWED, HELD
 from rayalign.collector_client import CollectorClient
-from rayalign.errors import RayalignError
+from rayalign.errors import RayalignError, WaitError
+from rayalign.logs import read_evaluations
 from rayalign.loop import Plan, execute
 from rayalign.result import Result
 
 STOP_TIMEOUT_S = 120.0
+HELD_TIMEOUT_S = 24 * 3600.0
+"""An evaluation may be many batches away, and each wait on the way has a timeout of its own."""
+STATUS_TIMEOUT_S = 5.0
+POLL_S = 0.2
 
 
 class GuidedRun:
@@ -40,6 +48,7 @@ class GuidedRun:
 
     def allow(self, evaluations: int | None) -> None:
         """Let it go on to evaluation number `evaluations`, counted from the start of the run."""
+        self._allowed = evaluations
         file = self.run_dir / ALLOWED
         if evaluations is None:
             file.unlink(missing_ok=True)
@@ -56,6 +65,25 @@ class GuidedRun:
         if self.error is not None and not self._stop_reason:
             raise self.error
         return True
+
+    def wait_until_held(self, timeout_s: float = HELD_TIMEOUT_S) -> bool:
+        """Wait until it is at its next evaluation; returns whether it has ended there, else it waits to be let on.
+
+        Raises what ended it, as `wait` does, and `WaitError` after `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.wait(POLL_S):
+                return True
+            if self._allowed is not None and len(read_evaluations(self.run_dir)) >= self._allowed and self._is_held():
+                return False
+        raise WaitError(f"waited {timeout_s:.0f} s for the run in {self.run_dir} to come to its next evaluation.")
+
+    def _is_held(self) -> bool:
+        """Whether the collector waits. The evaluations are counted first: let on, it says so for one batch more."""
+        with contextlib.suppress(WaitError, RayActorError, ActorUnavailableError):  # it is restarted, or ending
+            return self._client is not None and self._client.status(STATUS_TIMEOUT_S)["phase"] == HELD
+        return False
 
     def stop(self, reason: str, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Break it off; returns whether everything of it has ended within `timeout_s`."""

@@ -35,6 +35,7 @@ from rayalign import code_version, share
 from rayalign import config as settings
 from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
+from rayalign.collector import ALLOWED
 from rayalign.collector_client import CollectorClient
 from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
@@ -192,6 +193,7 @@ def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
         if config.loop.budget <= result.labels_spent:
             return result
         (folder / "result.json").unlink()
+    (folder / ALLOWED).unlink(missing_ok=True)  # who guided it may be gone, and would not let it on
     (folder / CONFIG).write_text(settings.to_yaml(config))
     code_version.record(folder)
     agent = type(stored.agent)(config.agent)
