@@ -1,12 +1,15 @@
 """How fast the oracle service answers, and what it costs over the bare oracle.
 
-    python benchmarks/oracle_service.py [function] [reward_model] [faults] [--seconds 60] [--duels 20000]
+    python benchmarks/oracle_service.py [http] [function] [reward_model] [faults] [--seconds 60] [--duels 20000]
 
-    function      a programmatic oracle with its journal on disk: one caller with lists of 5,000 duels, one caller with
-                  single duels, 64 callers with single duels at the same time
+    http          a programmatic oracle with its journal on disk, over HTTP: 8 callers with lists of 50 duels, 1 caller
+                  with lists of 500, 16 callers with single duels; callers are threads of one process that asks as
+                  `oracle.kind=http` does, and share the machine's cores with the service
+    function      the same oracle by its handle: one caller with lists of 5,000 duels, one caller with single duels, 64
+                  callers with single duels at the same time
     reward_model  an encoder of MiniLM's size (6 layers, width 384, random weights; speed does not depend on values):
                   the bare model over batches sorted by length, then the service with 64 callers at the same time
-    faults        a replica is killed every 5 s: duels lost, duels charged twice
+    faults        a replica is killed every 5 s, over HTTP and by handle: duels lost, duels charged twice
 
 Nothing is judged twice, so no cache helps. Threads: OMP_NUM_THREADS, or 1.
 """
@@ -18,6 +21,7 @@ import json
 import os
 import random
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -36,6 +40,7 @@ import torch
 from rayalign.env.labels import Oracle
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
+from rayalign.serving import serve_oracle
 from rayalign.types import Candidate, Duel, Prompt, Verdict
 
 CALLERS = 64
@@ -89,6 +94,33 @@ def say(what: str, rate: float, seconds: np.ndarray | None = None, more: str = "
     print(f"{what:52s} {rate:9.0f} duels/s{latency}{more}", flush=True)
 
 
+def bench_http(folder: Path, n: int) -> None:
+    with serve_oracle(length, port=free_port(), folder=folder / "http", **{"oracle.cpus_per_replica": 1.0}) as server:
+        config = OracleConfig(kind="http", target=server.url)
+        for callers, size, total, seed in ((8, 50, n, 200), (1, 500, n, 201), (16, 1, max(16, n // 10), 202)):
+            oracles = [oracle_factory(config)() for _ in range(callers)]
+            for i, oracle in enumerate(oracles):
+                oracle.judge(made_up_duels(size, seed=seed * 1000 + i, longest=48))  # warm-up, connections included
+            duels = made_up_duels(total, seed=seed, longest=48)
+            shares = [duels[i::callers] for i in range(callers)]
+            start = time.perf_counter()
+            with ThreadPoolExecutor(callers) as pool:
+                seconds = list(pool.map(partial(ask_in_lists, size), oracles, shares))
+            rate = total / (time.perf_counter() - start)
+            say(f"http, {callers} callers, lists of {size}", rate, np.concatenate(seconds))
+
+
+def ask_in_lists(size: int, oracle: Oracle, duels: Sequence[Duel]) -> np.ndarray:
+    """Seconds per call."""
+    seconds = []
+    for i in range(0, len(duels), size):
+        asked = duels[i : i + size]
+        start = time.perf_counter()
+        assert len(oracle.judge(asked)) == len(asked)
+        seconds.append(time.perf_counter() - start)
+    return np.array(seconds)
+
+
 def bench_function(folder: Path, n: int) -> None:
     config = OracleConfig(kind="function", cpus_per_replica=1.0)
     oracle = start_oracle(config, oracle_factory(config, custom=length), "function", folder / "function")
@@ -106,7 +138,7 @@ def bench_function(folder: Path, n: int) -> None:
     say("function, 1 caller, single duels", len(seconds) / sum(seconds), np.array(seconds))
     rate, latencies = in_parallel(oracle, [[duel] for duel in made_up_duels(3000, seed=101, longest=48)])
     say(f"function, {CALLERS} callers, single duels", rate, latencies)
-    stop_oracle("function", stop_serve=False)
+    stop_oracle("function")
 
 
 def save_model(folder: Path) -> str:
@@ -191,7 +223,7 @@ def bench_reward_model(folder: Path, n: int, rounds: int) -> None:
             seconds[size].append(n / rate)
             latencies[size].append(latency)
             cpu[size] += cpu_seconds(replica) - before
-    stop_oracle("reward-model", stop_serve=False)
+    stop_oracle("reward-model")
     ray.kill(bare)
     say("reward model, bare, batches sorted by length", n * rounds / sum(seconds[0]))
     for size in (1, 8):
@@ -203,76 +235,100 @@ def bench_reward_model(folder: Path, n: int, rounds: int) -> None:
 
 
 class Slow:
-    """Says who it is, and takes 20 ms."""
+    """Says which process it is in, and takes 20 ms."""
 
     id = "slow"
 
     def __init__(self, pids: Path) -> None:
-        (pids / str(os.getpid())).touch()
+        self.pids = pids
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """A coin's probabilities."""
+        (self.pids / str(os.getpid())).touch()
         time.sleep(0.02)
         return [Verdict(duel_id=duel.id, probability=0.5, price=1.0) for duel in duels]
 
 
 def bench_faults(folder: Path, seconds: float) -> None:
-    pids, journal = folder / "pids", folder / "faults"
-    pids.mkdir()
+    for name in ("http", "handle"):
+        (folder / f"{name} pids").mkdir()
+    settings = {"oracle.num_replicas": 2, "oracle.cpus_per_replica": 0.5}
+    slow = Slow(folder / "http pids")
+    with serve_oracle(slow, port=free_port(), folder=folder / "http answers", **settings) as server:
+        config = OracleConfig(kind="http", target=server.url)
+        over_http = [oracle_factory(config)() for _ in range(8)]
+        kill_and_count("faults, over HTTP", over_http, slow.pids, folder / "http answers", seconds)
     config = OracleConfig(kind="function", num_replicas=2, cpus_per_replica=0.5, retries=20)
-    oracle = start_oracle(config, lambda: Slow(pids), "faults", journal)
-    over, killed = threading.Event(), []
+    slow, journal = Slow(folder / "handle pids"), folder / "handle answers"
+    oracle = start_oracle(config, oracle_factory(config, custom=slow), "faults", journal)
+    kill_and_count("faults, by handle", [oracle] * 8, slow.pids, journal, seconds)
+    stop_oracle("faults")
+
+
+def kill_and_count(what: str, oracles: Sequence[Oracle], pids: Path, journal: Path, seconds: float) -> None:
+    """Each of `oracles` is asked by one caller, 8 duels at a time, while the replica that worked last is killed."""
+    over, killed = threading.Event(), set[int]()
 
     def kill() -> None:
         while not over.wait(5.0):
-            alive = [int(p.name) for p in pids.iterdir() if int(p.name) not in killed]
+            alive = [p for p in pids.iterdir() if int(p.name) not in killed]
             if alive:
-                killed.append(max(alive, key=lambda pid: (pids / str(pid)).stat().st_mtime))
-                os.kill(killed[-1], signal.SIGKILL)
+                last = int(max(alive, key=lambda path: path.stat().st_mtime).name)
+                killed.add(last)
+                os.kill(last, signal.SIGKILL)
 
     asked: list[str] = []
     answered: list[str] = []
+    latencies: list[float] = []
 
-    def ask(caller: int) -> None:
+    def ask(caller: int, oracle: Oracle) -> None:
         deadline = time.monotonic() + seconds
         for turn in range(1_000_000):
             if time.monotonic() > deadline:
                 return
             duels = made_up_duels(8, seed=1_000_000 * (1 + caller) + turn, longest=8)
             asked.extend(duel.id for duel in duels)
+            start = time.perf_counter()
             answered.extend(verdict.duel_id for verdict in oracle.judge(duels))
+            latencies.append(time.perf_counter() - start)
 
     killer = threading.Thread(target=kill)
     killer.start()
     start = time.perf_counter()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(8)))
+    with ThreadPoolExecutor(len(oracles)) as pool:
+        list(pool.map(ask, range(len(oracles)), oracles))
+    rate = len(answered) / (time.perf_counter() - start)
     over.set()
     killer.join()
     charged = Counter(
         json.loads(line)["duel_id"] for file in journal.glob("*.jsonl") for line in file.read_text().splitlines()
     )
-    twice = sum(count > 1 for count in charged.values())
-    say(
-        f"faults, 8 callers, {len(killed)} replicas killed",
-        len(answered) / (time.perf_counter() - start),
-        more=f"   {len(set(asked) - set(answered))} lost, {twice} charged twice, of {len(asked)}",
-    )
-    stop_oracle("faults", stop_serve=False)
+    lost, twice = len(set(asked) - set(answered)), sum(count > 1 for count in charged.values())
+    more = f"   {lost} lost, {twice} charged twice; {len(asked)} asked, {sum(charged.values())} charged"
+    say(f"{what}, {len(oracles)} callers, {len(killed)} replicas killed", rate, np.array(latencies), more)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="function, reward_model, faults; all of them by default")
-    parser.add_argument("--duels", type=int, default=20_000, help="through the function, in lists")
+    parser.add_argument("what", nargs="*", help="http, function, reward_model, faults; all of them by default")
+    parser.add_argument("--duels", type=int, default=20_000, help="through the function, over HTTP and in lists")
     parser.add_argument("--model-duels", type=int, default=256, help="through the reward model in each of the turns")
     parser.add_argument("--turns", type=int, default=4, help="of bare model and service")
     parser.add_argument("--seconds", type=float, default=60.0, help="of faults")
     args = parser.parse_args()
-    what = args.what or ["function", "reward_model", "faults"]
+    what = args.what or ["http", "function", "reward_model", "faults"]
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if "http" in what:
+            bench_http(folder, args.duels)
         if "function" in what:
             bench_function(folder, args.duels)
         if "reward_model" in what:

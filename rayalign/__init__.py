@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rayalign.loop import resume, run
     from rayalign.replay_run import replay
     from rayalign.result import Result
-    from rayalign.serving import serve_policy
+    from rayalign.serving import serve_oracle, serve_policy
     from rayalign.tune import trainable
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "replay",
     "resume",
     "run",
+    "serve_oracle",
     "serve_policy",
     "trainable",
 ]
@@ -38,6 +39,7 @@ _HOMES = {
     "resume": "rayalign.loop",
     "replay": "rayalign.replay_run",
     "export": "rayalign.export_run",
+    "serve_oracle": "rayalign.serving",
     "serve_policy": "rayalign.serving",
     "Result": "rayalign.result",
     "compare": "rayalign.comparison",

@@ -103,15 +103,6 @@ class Collector:
         self.log = RunLog(self.run_dir, config.logging, resolved=config)
         self.ledger = Ledger(self.run_dir / "ledger.arrow")
         self.lock = threading.Lock()  # guards the ledger, which the learner's threads read
-        self.purchaser = Purchaser(
-            self.ledger,
-            oracle,
-            mode=config.oracle.labels,
-            seed=config.loop.seed,
-            budget=config.loop.budget,
-            late=getattr(oracle, "late", False),
-            shared=SharedBudget(config.loop.shared_budget, self.run_dir) if config.loop.shared_budget else None,
-        )
         self.oracle, self.eval_oracle = oracle, eval_oracle
         self.window = Window()
         self.table: Sequence[Prompt] = ()
@@ -446,15 +437,19 @@ class Collector:
 
     # ==== recovery =============================================================================================
     def _recover(self) -> None:
-        """Everything that a run needs and a crash takes away, from the run directory."""
+        """Everything that a run needs and a crash takes away, from the run directory.
+
+        Engines and oracle start while this process makes its own things; all are there before anything is bought.
+        """
         config, agent = self.config, self.agent
-        self.encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
         self.pool = self._make_pool("rollout")
         self.reference_pool = self._make_pool("reference") if agent.samples_reference() else self.pool
         self.scorer: ScorerPool | None = None
         if agent.needs_scorer():
-            self.scorer = ScorerPool(config.scorer, config.policy, name=f"{config.name}-scorer")
+            wait = config.scorer.gpus_per_replica > 0
+            self.scorer = ScorerPool(config.scorer, config.policy, name=f"{config.name}-scorer", wait=wait)
             self._pools.append(self.scorer)
+        self.encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
         self.heldout = HeldOut(
             config.evaluation,
             self.world,
@@ -478,6 +473,17 @@ class Collector:
                 scorer=self.scorer,
             )
         )
+        for pool in self._pools:
+            pool.wait_until_started()
+        self.purchaser = Purchaser(
+            self.ledger,
+            self.oracle,
+            mode=config.oracle.labels,
+            seed=config.loop.seed,
+            budget=config.loop.budget,
+            late=getattr(self.oracle, "late", False),
+            shared=SharedBudget(config.loop.shared_budget, self.run_dir) if config.loop.shared_budget else None,
+        )
         with self.lock:
             self.purchaser.recover()
         self._observed = load_agent(agent, self.run_dir, most=self.ledger.num_streamed)
@@ -499,7 +505,9 @@ class Collector:
             self._evaluate()
 
     def _make_pool(self, name: str) -> RolloutPool:
-        pool = RolloutPool(self.config.rollout, self.config.policy, name=f"{self.config.name}-{name}")
+        rollout = self.config.rollout
+        wait = rollout.gpus_per_replica > 0  # engines that start together on one GPU miscount its free memory
+        pool = RolloutPool(rollout, self.config.policy, name=f"{self.config.name}-{name}", wait=wait)
         self._pools.append(pool)
         return pool
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,13 +50,13 @@ from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
 from rayalign.progress import Progress
 from rayalign.report import write_report
-from rayalign.resources import beside_group, check_nodes, plan
+from rayalign.resources import beside_group, check_nodes, plan, shares
 from rayalign.result import Result
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
 from rayalign.run_record import CONFIG
-from rayalign.serve import OracleConfig, start_oracle, stop_oracle
+from rayalign.serve import OracleClient, OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.kinds import ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
 from rayalign.stored_run import CUSTOM_INPUTS, StoredRun
@@ -287,8 +287,10 @@ def validate(plan_: Plan) -> None:
 
 # ==== the run ====================================================================================================
 def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = None) -> Result:
-    """Start the parts from the oracle to the learner, wait for the learner, stop them in reverse.
+    """Start the parts, wait for the learner, stop them in reverse.
 
+    The collector starts its engines while the oracle is made here, and Ray Train after it: on their first label they
+    meet. With GPUs the oracle comes first, as the shares of collocated roles are placed in order.
     `on_start` is handed the collector as soon as there is one: to look at the run, to hold it or to break it off.
     """
     folder = Path(plan_.config.run_dir)
@@ -305,13 +307,16 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
             # Our own cluster takes Serve with it; runs beside this one may be about to use it.
             stack.callback(stop_oracle, app, stop_serve=not own_cluster and not lent)
         asked, judging = _oracles(plan_, config)
-        oracle = judge = start_oracle(*asked, name=apps[0], journal_dir=folder / "oracle")
-        if notice := oracle_kind(asked[0].kind).notice(asked[0]):
-            print(notice, file=sys.stderr, flush=True)
+        oracle = judge = OracleClient(apps[0], asked[0])
         if judging is not None:
-            judge = start_oracle(*judging, name=apps[1], journal_dir=folder / "oracle-evaluation")
+            judge = OracleClient(apps[1], judging[0])
+        oracle_first = any(role.processes and role.gpus for role in shares(config, plan_.agent))
+        if oracle_first:
+            _start_oracles(asked, judging, apps, folder)
         collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
         stack.callback(collector.close)
+        if not oracle_first:
+            _start_oracles(asked, judging, apps, folder)
         if on_start is not None:
             on_start(collector)
         setup = LearnerSetup(
@@ -329,6 +334,14 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         result = _finish(config, status)
         progress.summary(result)
         return result
+
+
+def _start_oracles(asked: _Asked, judging: _Asked | None, apps: Sequence[str], folder: Path) -> None:
+    start_oracle(*asked, name=apps[0], journal_dir=folder / "oracle")
+    if notice := oracle_kind(asked[0].kind).notice(asked[0]):
+        print(notice, file=sys.stderr, flush=True)
+    if judging is not None:
+        start_oracle(*judging, name=apps[1], journal_dir=folder / "oracle-evaluation")
 
 
 def placed(config: RunConfig, agent: Agent, set_by_user: Collection[str]) -> RunConfig:
@@ -354,6 +367,7 @@ def cluster() -> Iterator[bool]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # our actors' environments are not those workers'
     joins = bool(os.environ.get("RAY_ADDRESS"))
     local: Mapping[str, Any] = {} if joins else {"include_dashboard": False}
     ray.init(log_to_driver=False, configure_logging=False, **local)

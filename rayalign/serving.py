@@ -1,22 +1,39 @@
-"""`serve_policy`: what a run made, behind an OpenAI-compatible endpoint on Ray Serve, for as long as a block lasts."""
+"""What is served to other programs on Ray Serve, for as long as a block lasts.
+
+serve_policy    what a run made, behind an OpenAI-compatible endpoint
+serve_oracle    who says which of two responses is better, over HTTP
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rayalign import config as settings
 from rayalign.aligned import Aligned, load_chooser
+from rayalign.env import make_world, read_keywords
+from rayalign.env.labels import Oracle
+from rayalign.env.world import World
+from rayalign.errors import ConfigError
 from rayalign.loop import cluster
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
+from rayalign.serve import OracleConfig, start_oracle, stop_oracle
+from rayalign.serve.http.config import TOKEN_VARIABLE as ORACLE_TOKEN_VARIABLE
+from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.http_guard import read_token
+from rayalign.serve.kinds import ORACLES, oracle_kind
+from rayalign.serve.oracles import oracle_factory
 from rayalign.serve.policy.config import TOKEN_VARIABLE, PolicyServerConfig
+
+OF_A_RUN = ("data", "human")
+"""Kinds of oracle that know a run's own data alone, or have a page of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +96,107 @@ def serve_policy(
         url = start_policy(config, aligned.rollout, aligned.policy, make_chooser, name)
         stack.callback(stop_policy, name)
         yield PolicyServer(url=url, model=config.model, needs_token=bool(config.token_digest))
+
+
+# ==== the oracle =====================================================================================================
+@dataclass(frozen=True, kw_only=True)
+class OracleServer:
+    """An oracle that is being served."""
+
+    url: str
+    """Its address: `oracle.target` of a run with `oracle.kind=http`."""
+    oracle: str
+    """Kind and version, as the ledger and every reply name it."""
+    needs_token: bool
+    """Whether requests have to bring the token."""
+    folder: Path
+    """Where paid answers are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OracleSettings:
+    """What `serve_oracle` lets be set by name."""
+
+    oracle: OracleConfig = field(default_factory=OracleConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+
+
+@contextmanager
+def serve_oracle(
+    oracle: str | Oracle | Callable[..., Any],
+    *,
+    target: str | None = None,
+    env: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8710,
+    folder: str | Path = "oracle-answers",
+    token_file: str | Path | None = None,
+    **changes: Any,
+) -> Iterator[OracleServer]:
+    """Serve an oracle to other programs while the block runs.
+
+    Args:
+        oracle: a kind of oracle (`"reward_model"`), a function by name (`"package.module:function"`), or a function or
+            an oracle of yours.
+        target: which one of its kind (`oracle.target`).
+        env: environment whose hidden reward judges; for the kind `world`, which needs one.
+        host: address to listen on; any but a loopback address needs a token, and TLS in front of it.
+        port: TCP port to listen on.
+        folder: where paid answers are kept, on a disk that all replicas share: whoever asks again, after a restart,
+            too, does not pay again. One oracle's answers are never taken for another's.
+        token_file: file with the token that callers need; default: the environment's RAYALIGN_ORACLE_TOKEN.
+        **changes: settings `oracle.*`, `service.*` (limits) and `env.*`.
+
+    Raises:
+        ConfigError, DataError, ResourceError, OracleError: before anything is served.
+    """
+    given = settings.flatten(changes)
+    env_kwargs = {name.removeprefix("env."): given.pop(name) for name in list(given) if name.startswith("env.")}
+    if env_kwargs and env is None:
+        raise ConfigError(f"env.{next(iter(env_kwargs))} is set, but no environment is named: give env, too.")
+    world = None if env is None else make_world(env, **read_keywords(env, env_kwargs))
+    suits = {} if world is None else {k: v for k, v in world.defaults().items() if k.startswith("oracle.")}
+    named = _named(oracle, target)
+    config = settings.apply(
+        _OracleSettings(
+            service=ServiceConfig(host=host, port=port, token_digest=read_token(token_file, ORACLE_TOKEN_VARIABLE))
+        ),
+        {**suits, **named, **given},
+    )
+    _check_can_be_served(config.oracle, world)
+    place = Path(folder).absolute()
+    asked = oracle_kind(config.oracle.kind).complete(config.oracle, place)
+    factory = oracle_factory(asked, world, None if isinstance(oracle, str) else oracle)
+    name = f"served-oracle-{os.getpid()}-{time.time_ns()}"
+    with ExitStack() as stack:
+        own_cluster = stack.enter_context(cluster())
+        client = start_oracle(asked, factory, name, place, config.service)
+        stack.callback(stop_oracle, name, stop_serve=not own_cluster)
+        yield OracleServer(
+            url=config.service.address.url.rstrip("/"),
+            oracle=client.id,
+            needs_token=bool(config.service.token_digest),
+            folder=place,
+        )
+
+
+def _named(oracle: Any, target: str | None) -> Mapping[str, Any]:
+    """The settings that a name stands for."""
+    if not isinstance(oracle, str):
+        named = {"oracle.kind": "function"}
+    elif ":" in oracle and target is None:
+        named = {"oracle.kind": "function", "oracle.target": oracle}
+    else:
+        named = {"oracle.kind": oracle}
+    return named if target is None else {**named, "oracle.target": target}
+
+
+def _check_can_be_served(config: OracleConfig, world: World | None) -> None:
+    if config.kind == "world" and world is None:
+        raise ConfigError("the oracle 'world' is an environment's hidden reward: name the environment (env, --env).")
+    if config.kind in OF_A_RUN or oracle_kind(config.kind).http(config) is not None:
+        others = ", ".join(name for name in ORACLES if name not in OF_A_RUN)
+        raise ConfigError(
+            f"oracle.kind={config.kind!r} belongs to a run, and can't be served to other programs. Serve one of "
+            f"{others}."
+        )

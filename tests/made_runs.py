@@ -22,7 +22,6 @@ from rayalign.types import Duel
 SEA = {
     "agent.num_candidates": 4,
     "agent.posterior.updates": 5,
-    "rollout.num_replicas": 0,
     "rollout.temperature": 1.0,
 }
 
@@ -31,7 +30,6 @@ def made_run(folder: Path, agent: str = "passive", batches: int = 3, **settings:
     """A run of `agent` on the tabular world whose labels, four a batch, are the truth."""
     given = {
         **SMALL,
-        "rollout.num_replicas": 0,
         "loop.budget": 4 * batches,
         **(SEA if agent == "sea" else {}),
         **settings,

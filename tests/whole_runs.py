@@ -15,7 +15,7 @@ SMALL = {
     "loop.batch_size": 4,
     "agent.pair_sampling": "keep",  # with few arms, pairs of distinct ones would leave most batches half empty
     "rollout.engine": "transformers",
-    "rollout.num_replicas": 1,
+    "rollout.num_replicas": 0,
     "rollout.max_tokens": 3,
     "rollout.temperature": 1.0,
     "learner.learning_rate": 1e-2,
@@ -25,7 +25,9 @@ SMALL = {
     "evaluation.against": "initial",
     "logging.progress": "off",
 }
-"""Settings that make a run of the tabular world last seconds."""
+"""Settings that make a run of the tabular world last seconds. The engine is inside the collector: a process less."""
+WITH_ENGINE = SMALL | {"rollout.num_replicas": 1}
+"""The same with the engine in an actor of its own, where that matters."""
 
 
 def contents(run_dir: Path) -> list[tuple]:

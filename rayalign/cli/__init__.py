@@ -6,6 +6,7 @@
     rayalign replay LEDGER|RUN_DIR --agent NAME          rayalign export RUN_DIR --out DIR
     rayalign estimate sea --budget 2000 --calibrate
     rayalign serve RUN_DIR --port 8000                   rayalign evaluate RUN_DIR --format mt_bench ...
+    rayalign oracle reward_model --target MODEL --port 8710
     rayalign agents [NAME]         rayalign envs [ID]         rayalign settings [SECTION]
 
 A mistake in the input is one line and exit code 2; a traceback is a mistake of ours. A command is a function in one of
@@ -14,7 +15,7 @@ the modules imported here, which add it to `app`.
 
 from __future__ import annotations
 
-from rayalign.cli import after, lists, runs, search  # noqa: F401 - adds the commands
+from rayalign.cli import after, lists, oracle, runs, search  # noqa: F401 - adds the commands
 from rayalign.cli.app import app
 from rayalign.cli.runs import run_example
 from rayalign.cli.search import show_table

@@ -84,12 +84,13 @@ class ModelPool:
         *,
         name: str,
         actor_options: Mapping[str, Any] | None = None,
+        wait: bool = True,
     ) -> None:
-        """Starts all replicas and waits for them.
+        """Starts all replicas and waits for them, now or (`wait=False`) when the pool is first used.
 
         `make(config, policy_dir)` gives a model; `actor_options` are added to the actors' Ray options (a scheduling
         strategy, say). Raises `ResourceError` if the cluster is too small, `WaitError` if a replica is not ready in
-        `start_timeout_s`, and what `make` raises where the policy can't be loaded.
+        `start_timeout_s`, and what `make` raises where the policy can't be loaded; the last two where it waits.
         """
         self.make, self.config, self.policy_dir, self.name = make, config, str(policy_dir), name
         self._options = dict(actor_options or {})
@@ -99,6 +100,7 @@ class ModelPool:
         self._lock = threading.Lock()
         self._totals = Totals()
         self._local: Model | None = None
+        self._waited = True
         self._slots: list[_Slot] = []
         if config.num_replicas == 0:
             for key, value in config.environment().items():
@@ -107,16 +109,22 @@ class ModelPool:
             return
         self._check_resources()
         self._slots = [_Slot(index) for index in range(config.num_replicas)]
+        self._waited = False
         try:
             for slot in self._slots:
                 self._launch(slot)
-            for slot in self._slots:
-                self._wait_until_started(slot)
         except BaseException:
             self.close()
             raise
+        if wait:
+            self.wait_until_started()
 
     # -- what the loop uses --------------------------------------------------------------------------------------
+    def wait_until_started(self) -> None:
+        """Wait for the replicas' first start. Raises what the constructor says; the pool is closed then."""
+        with self._exclusive("start"):
+            pass
+
     @property
     def version(self) -> int:
         """Weights version that every replica runs; 0 is the initial policy."""
@@ -215,9 +223,21 @@ class ModelPool:
         try:
             if self._closed:
                 raise RolloutError(f"pool {self.name!r} is closed; {what} needs an open one.")
+            self._finish_start()
             yield
         finally:
             self._lock.release()
+
+    def _finish_start(self) -> None:
+        if self._waited:
+            return
+        try:
+            for slot in self._slots:
+                self._wait_until_started(slot)
+        except BaseException:
+            self.close()
+            raise
+        self._waited = True
 
     def _check_resources(self) -> None:
         have, config, section = ray.cluster_resources(), self.config, self.config.section

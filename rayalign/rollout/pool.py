@@ -28,10 +28,11 @@ class RolloutPool(ModelPool):
         *,
         name: str = "rollout",
         actor_options: Mapping[str, Any] | None = None,
+        wait: bool = True,
     ) -> None:
         engine_name(config)  # an engine that is not installed is an error here, not in an actor
         self._tokens = self._responses = 0
-        super().__init__(make_engine, config, policy_dir, name=name, actor_options=actor_options)
+        super().__init__(make_engine, config, policy_dir, name=name, actor_options=actor_options, wait=wait)
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, timeout_s: float | None = None

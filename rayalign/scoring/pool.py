@@ -17,8 +17,10 @@ from rayalign.types import Candidate, Prompt
 class ScorerPool(ModelPool):
     """Implements `rayalign.agents.scorer.Scorer` on `scorer.num_replicas` actors. `sync` gives it other weights."""
 
-    def __init__(self, config: ScorerConfig, policy_dir: str | Path, *, name: str = "scorer") -> None:
-        super().__init__(ScorerModel, config, policy_dir, name=name)
+    def __init__(
+        self, config: ScorerConfig, policy_dir: str | Path, *, name: str = "scorer", wait: bool = True
+    ) -> None:
+        super().__init__(ScorerModel, config, policy_dir, name=name, wait=wait)
 
     def logprobs(self, prompts: Sequence[Prompt], groups: Groups, of: str = "policy") -> list[np.ndarray]:
         """See `Scorer.logprobs`."""

@@ -6,7 +6,6 @@ process of the cluster.
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import threading
@@ -21,6 +20,7 @@ from rayalign import errors, share
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import Address, oracle_kind
 from rayalign.serve.wire import DuelColumns
 from rayalign.types import Duel, Verdict
@@ -32,10 +32,16 @@ LONGEST_PAUSE_S = 5.0
 
 
 class OracleClient:
-    """Asks the oracle service `app`. Picklable; safe to use from several threads, not inside an event loop."""
+    """Asks the oracle service `app`. Picklable; safe to use from several threads, not inside an event loop.
 
-    def __init__(self, app: str, oracle_id: str, config: OracleConfig, *, late: bool = False) -> None:
-        self.app, self._id, self.config, self.late = app, oracle_id, config, late
+    It may be made and sent away while the service is still starting: whoever uses it first waits for that.
+
+    Args:
+        known: the oracle's id and whether it is late, if somebody asked the service already.
+    """
+
+    def __init__(self, app: str, config: OracleConfig, known: tuple[str, bool] | None = None) -> None:
+        self.app, self.config, self._known = app, config, known
         self._handle: Any = None
         self._asked: set[str] = set()
         self._free = threading.Condition()
@@ -43,10 +49,30 @@ class OracleClient:
     @property
     def id(self) -> str:
         """Names kind and version of the oracle in the ledger."""
-        return self._id
+        return self.connect()[0]
+
+    @property
+    def late(self) -> bool:
+        """Whether answers may come after hours, as people's do."""
+        return self.connect()[1]
+
+    def connect(self) -> tuple[str, bool]:
+        """Wait until the service answers; its oracle's id, and whether that is late.
+
+        Raises what kept the oracle from being made (as `OracleError` if it is not an error of ours), and `WaitError`
+        after `oracle.start_timeout_s`.
+        """
+        from ray import serve
+
+        if self._known is None:
+            deadline = time.monotonic() + self.config.start_timeout_s
+            _wait_until_running(self.app, self.config, deadline)
+            described = serve.get_app_handle(self.app).describe.remote()
+            self._known = described.result(timeout_s=max(1.0, deadline - time.monotonic()))
+        return self._known
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(OracleClient, late=self.late), (self.app, self._id, self.config)
+        return OracleClient, (self.app, self.config, self._known)
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel, in order.
@@ -129,7 +155,7 @@ class OracleClient:
         except TimeoutError as error:
             setting = "start" if self.late else "request"
             raise WaitError(
-                f"waited {timeout_s:g} s (oracle.{setting}_timeout_s) for the oracle {self._id} to answer about "
+                f"waited {timeout_s:g} s (oracle.{setting}_timeout_s) for the oracle {self.id} to answer about "
                 f"{len(piece)} duels ({piece.ids[0]}, ...) in the Serve application {self.app!r}. "
                 "It may be stuck, overloaded or without resources; what it answers later is kept for the next time."
             ) from error
@@ -142,14 +168,14 @@ class OracleClient:
             if attempt < self.config.retries:
                 return None
             raise OracleError(
-                f"the oracle {self._id} died {attempt + 1} time{'s' if attempt else ''} on the same {len(piece)} duels "
+                f"the oracle {self.id} died {attempt + 1} time{'s' if attempt else ''} on the same {len(piece)} duels "
                 f"({piece.ids[0]}, ...); oracle.retries={self.config.retries}. Last: {_last_line(str(error))}"
             ) from error
         except ray_errors.RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RayalignError):
                 raise cause from None
-            raise OracleError(f"the oracle {self._id} failed: {type(cause).__name__}: {cause}") from error
+            raise OracleError(f"the oracle {self.id} failed: {type(cause).__name__}: {cause}") from error
         except (serve_errors.RayServeException, ray_errors.RayError) as error:
             message = getattr(error, "message", None) or str(error)
             raise OracleError(f"the oracle service {self.app!r} can't be reached: {message}") from error
@@ -160,7 +186,7 @@ class OracleClient:
         with self._free:
             if not self._free.wait_for(lambda: self._asked.isdisjoint(ids), self.config.request_timeout_s):
                 raise WaitError(
-                    f"waited {self.config.request_timeout_s:g} s for another thread that asks the oracle {self._id} "
+                    f"waited {self.config.request_timeout_s:g} s for another thread that asks the oracle {self.id} "
                     f"about some of the same {len(ids)} duels."
                 )
             self._asked |= ids
@@ -173,7 +199,11 @@ class OracleClient:
 
 
 def start_oracle(
-    config: OracleConfig, factory: Callable[[], Oracle], name: str, journal_dir: str | Path | None = None
+    config: OracleConfig,
+    factory: Callable[[], Oracle],
+    name: str,
+    journal_dir: str | Path | None = None,
+    service: ServiceConfig | None = None,
 ) -> OracleClient:
     """Serve the oracle that `factory` makes as application `name`, and wait until it answers.
 
@@ -181,6 +211,7 @@ def start_oracle(
         factory: picklable; called once in each replica (see `rayalign.serve.oracles.oracle_factory`).
         name: of the Serve application; one that runs under the same name is replaced.
         journal_dir: where paid answers are kept, on a disk that all replicas share; None keeps none.
+        service: how other programs may ask it over HTTP; None: they can't.
 
     Raises what the factory raises (as `OracleError` if it is not an error of ours), `ResourceError` if the cluster is
     too small, and `WaitError` after `oracle.start_timeout_s`; then nothing is left running. Needs `ray.init`.
@@ -194,21 +225,20 @@ def start_oracle(
     if journal_dir is not None:
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
-    address = oracle_kind(config.kind).http(config)
+    address = oracle_kind(config.kind).http(config) if service is None else service.address
     share.outside(_start_serve, address)  # Serve outlives the run, whose placement group it must not depend on
     if name in serve.status().applications:
         serve.delete(name)
-    app = build_app(config, factory, journal_dir)
+    app = build_app(config, factory, journal_dir, service)
     target = serve.RunTarget(app, name=name, route_prefix=None if address is None else "/")
+    client = OracleClient(name, config)
     try:
-        handle = serve.run_many([target], wait_for_applications_running=False)[0]
-        deadline = time.monotonic() + config.start_timeout_s
-        _wait_until_running(name, config, deadline)
-        oracle_id, late = handle.describe.remote().result(timeout_s=max(1.0, deadline - time.monotonic()))
+        serve.run_many([target], wait_for_applications_running=False)
+        client.connect()
     except BaseException:
         stop_oracle(name)
         raise
-    return OracleClient(name, oracle_id, config, late=late)
+    return client
 
 
 def _start_serve(address: Address | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.nodes import check_selector
+from rayalign.serve.http.config import HttpConfig
 from rayalign.serve.judge_config import JudgeConfig
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.pairwise_config import PairwiseConfig
@@ -19,11 +20,11 @@ class OracleConfig:
     kind: str = "world"
     """`world` (the environment's own hidden reward), `data` (what preference data says of its own pairs), `function`
     (yours), `reward_model` and `pairwise` (Hugging Face), `judge` (a language model behind an OpenAI-compatible
-    endpoint), `human` (people, on a page), or the import path `package.module:NAME` of a kind of yours (see
-    `rayalign.serve.kinds`)."""
+    endpoint), `http` (an oracle that is served elsewhere), `human` (people, on a page), or the import path
+    `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
     target: str = ""
     """function: import path `package.module:attribute`; reward_model, pairwise: Hugging Face id or directory; judge:
-    the model's name at its endpoint; else unused."""
+    the model's name at its endpoint; http: the service's address, like http://127.0.0.1:8710; else unused."""
     labels: str = "bernoulli"
     """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
     scale: float = 1.0
@@ -80,6 +81,8 @@ class OracleConfig:
     """pairwise only: how the model is shown a duel, and how its answer is read."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """judge only: the endpoint, what it is asked, and what it may cost."""
+    http: HttpConfig = field(default_factory=HttpConfig)
+    """http only: how the service that judges is asked."""
     human: HumanConfig = field(default_factory=HumanConfig)
     """human only: who labels, and where the page is."""
 

@@ -32,6 +32,7 @@ from rayalign.env.labels import LateOracle, Oracle
 from rayalign.errors import OracleError, RayalignError, WaitError
 from rayalign.purchase import AnswerJournal
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import import_attribute, oracle_kind
 from rayalign.serve.wire import DuelColumns, VerdictColumns
 from rayalign.types import Duel, Verdict
@@ -42,6 +43,8 @@ CALLS_AT_ONCE = 64 * CALLS_GATHERED
 """Calls a replica holds, waiting or running; more wait at their callers."""
 WAIT_FOR_OTHERS_S = 0.02
 """Between two looks at what another replica, which is asking about the same duels, has answered."""
+OVER_HTTP = "rayalign.serve.http.deployment:HttpDeployment"
+"""The deployment of an oracle that other programs ask, too."""
 BROKEN_AFTER = 3
 """Unexpected errors in a row (not `OracleError`s) after which a replica reports itself unhealthy."""
 
@@ -66,6 +69,7 @@ class OracleDeployment:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
         self._waiting: list[tuple[DuelColumns, asyncio.Future[VerdictColumns]]] = []
         self._busy = asyncio.Lock()
+        self._answering: asyncio.Future[None] | None = None
         self._unexpected = 0
         self._gather.set_batch_wait_timeout_s(config.batch_wait_s)  # type: ignore[attr-defined]
 
@@ -111,7 +115,9 @@ class OracleDeployment:
         async with self._busy:
             if self._waiting:
                 waiting, self._waiting = self._waiting, []
-                await self._answer(waiting)
+                # A task of its own: who gives up takes nobody's answer along.
+                self._answering = asyncio.ensure_future(self._answer(waiting))
+                await asyncio.shield(self._answering)
         return await answer
 
     async def _answer(self, waiting: Sequence[tuple[DuelColumns, asyncio.Future[VerdictColumns]]]) -> None:
@@ -238,9 +244,15 @@ def checked(oracle_id: str, duels: Sequence[Duel], verdicts: Sequence[Verdict]) 
 
 
 def build_app(
-    config: OracleConfig, factory: Callable[[], Oracle], journal_dir: str | Path | None = None
+    config: OracleConfig,
+    factory: Callable[[], Oracle],
+    journal_dir: str | Path | None = None,
+    service: ServiceConfig | None = None,
 ) -> serve.Application:
-    """The Serve application of `factory`'s oracle, with replicas, autoscaling and health checks from `config`."""
+    """The Serve application of `factory`'s oracle, with replicas, autoscaling and health checks from `config`.
+
+    With a `service` it answers other programs over HTTP, too.
+    """
     options: dict[str, Any] = {"num_replicas": config.num_replicas}
     if config.max_replicas:
         options = {
@@ -252,8 +264,10 @@ def build_app(
                 "downscale_delay_s": 60.0,
             }
         }
+    folder = None if journal_dir is None else str(Path(journal_dir).absolute())
+    path = oracle_kind(config.kind).deployment if service is None else OVER_HTTP
     deployment = serve.deployment(
-        import_attribute(oracle_kind(config.kind).deployment, f"the deployment of oracle.kind={config.kind}"),
+        import_attribute(path, f"the deployment of oracle.kind={config.kind}"),
         name="oracle",
         ray_actor_options={
             "num_cpus": config.cpus_per_replica,
@@ -269,4 +283,4 @@ def build_app(
         max_constructor_retry_count=1,  # an oracle that can't be made is an error, not something to try again
         **options,
     )
-    return deployment.bind(config, factory, None if journal_dir is None else str(Path(journal_dir).absolute()))
+    return deployment.bind(config, factory, folder, *([] if service is None else [service]))

@@ -1,6 +1,7 @@
 """What stands before every HTTP application that others may reach: who may ask, how much, and how many at once.
 
-    request -> too many at once? 429 -> wrong site? 403 -> no token? 401 -> body too large or too slow? 413, 408 -> app
+    request -> too many at once? 429 -> wrong site? 403 -> no token? 401 -> wrong type of body? 415
+            -> body too large or too slow? 413, 408 -> app
 
 Pure ASGI, no framework. A body is read whole before the application sees the request: what is served here takes small
 JSON objects, and the application never waits for a slow sender. Only a digest of the token is kept, so that nothing
@@ -45,6 +46,8 @@ class GuardConfig:
     """Requests that are worked on at the same time; more are told to come back."""
     body_timeout_s: float = 30.0
     """Longest wait for a request's body."""
+    body_type: str = ""
+    """Media type that bodies of POST requests must say they have; empty: any."""
     open_paths: tuple[str, ...] = ("/health",)
     """Paths that are answered without a token; they must tell nothing."""
 
@@ -69,7 +72,7 @@ class HttpGuard:
             return
         self._running += 1
         try:
-            refusal = self._who(scope)
+            refusal = self._who(scope) or self._type(scope)
             body = b""
             if refusal is None:
                 refusal, body = await self._body(scope, receive)
@@ -96,6 +99,15 @@ class HttpGuard:
         if kind.lower() != "bearer" or not hmac.compare_digest(digest(token.strip()), self.config.token_digest):
             return 401, "This server needs its token: Authorization: Bearer ...", {"www-authenticate": "Bearer"}
         return None
+
+    def _type(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
+        """A page of another site can send forms and plain text without asking first, but not, say, JSON."""
+        if not self.config.body_type or scope["method"] != "POST":
+            return None
+        declared = next((value for name, value in scope["headers"] if name.lower() == b"content-type"), b"")
+        if declared.partition(b";")[0].strip().lower() == self.config.body_type.encode():
+            return None
+        return 415, f"The body must be {self.config.body_type}, and the Content-Type header has to say so.", {}
 
     async def _body(self, scope: Scope, receive: Receive) -> tuple[tuple[int, str, dict[str, str]] | None, bytes]:
         limit = self.config.max_body_bytes
@@ -156,7 +168,13 @@ def digest(token: str) -> str:
 
 
 def read_token(file: str | Path | None, variable: str) -> str:
-    """The digest of the token in `file`, or in the environment variable `variable`; empty if neither is there.
+    """The digest of the token that `find_token` finds; empty if there is none. Raises as it does."""
+    token = find_token(file, variable)
+    return digest(token) if token else ""
+
+
+def find_token(file: str | Path | None, variable: str) -> str:
+    """The token in `file`, or in the environment variable `variable`; empty if neither is there. For who shows it.
 
     Never an option of a command: those are shown to everybody on the machine. Raises `ConfigError`, without the token,
     for a file that can't be read and for a token that can be guessed.
@@ -175,4 +193,4 @@ def read_token(file: str | Path | None, variable: str) -> str:
             f"{where}: a token is one word of {SHORTEST_TOKEN} to {LONGEST_TOKEN} ASCII characters. Make one: "
             'python -c "import secrets; print(secrets.token_urlsafe())"'
         )
-    return digest(token)
+    return token

@@ -85,6 +85,7 @@ ORACLES: dict[str, OracleKind | str] = {
     "reward_model": "rayalign.serve.reward_model:REWARD_MODEL",
     "pairwise": "rayalign.serve.pairwise:PAIRWISE",
     "judge": "rayalign.serve.judge:JUDGE",
+    "http": "rayalign.serve.http.client:HTTP",
     "human": "rayalign.serve.labelling.kind:HUMAN",
 }
 """Name -> kind, or where to import it from (`module:NAME`), so that nobody loads what they don't use."""

@@ -27,7 +27,6 @@ def finished(cluster, tmp_path_factory):
     settings = {
         "learner.lora.rank": 2,
         "learner.adam_betas": (0.8, 0.9),
-        "rollout.num_replicas": 0,
         "evaluation.every": 0,
         "oracle.price": 0.5,
         "env.seed": 2,

@@ -17,12 +17,17 @@ KEY = "sk-very-secret-9876543210"
 UNREADABLE = ("choose for c0", "choose for c1", "choose for c2", "choose for c3")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def key():
     """In the environment before Ray is started, as users have it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_KEY", KEY)
         yield
+
+
+@pytest.fixture(scope="module")
+def cluster(key, cluster_without_serve):
+    """One that knows the key."""
 
 
 def moody(body, n):

@@ -42,6 +42,11 @@ def server(model, tmp_path_factory):
             yield url
 
 
+@pytest.fixture(scope="module")
+def cluster(server, cluster_without_serve):
+    """One that knows the key."""
+
+
 def judge_of(url, **settings):
     return JudgeOracle(OracleConfig(kind="judge", target="judge", judge=judge_config(url, **settings)))
 

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from whole_runs import SMALL, Killer, contents, spent
+from whole_runs import WITH_ENGINE, Killer, contents, spent
 
 import rayalign
 
@@ -17,13 +17,15 @@ import rayalign
 def undisturbed(cluster, tmp_path_factory):
     """The ledger that every disturbed run has to end with."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    return contents(rayalign.run("passive", "rayalign/Tabular-v0", budget=48, seed=3, run_dir=folder, **SMALL).path)
+    return contents(
+        rayalign.run("passive", "rayalign/Tabular-v0", budget=48, seed=3, run_dir=folder, **WITH_ENGINE).path
+    )
 
 
 @pytest.mark.parametrize("title", ["ray::Replica", "ray::ServeReplica", "ray::Collector", "ray::RayTrainWorker"])
 def test_a_killed_part_changes_nothing_that_was_or_will_be_bought(title, undisturbed, small_run, tmp_path):
     killer = Killer(tmp_path / "run", title, labels=14)
-    result = small_run(budget=48)
+    result = small_run(budget=48, **WITH_ENGINE)
     assert killer.killed, f"no process titled {title} was found to kill"
     assert contents(result.path) == undisturbed
     assert result.labels_spent == 48
@@ -34,7 +36,8 @@ def test_a_killed_driver_resumes_with_one_command(undisturbed, tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(
         "import rayalign\n"
-        f"rayalign.run('passive', 'rayalign/Tabular-v0', budget=48, seed=3, run_dir={str(run_dir)!r}, **{SMALL!r})\n"
+        "rayalign.run('passive', 'rayalign/Tabular-v0', budget=48, seed=3, "
+        f"run_dir={str(run_dir)!r}, **{WITH_ENGINE!r})\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     driver = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True)

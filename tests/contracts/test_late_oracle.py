@@ -45,7 +45,6 @@ def test_a_posterior_learns_from_late_answers_and_failures_are_neither_charged_n
         **{
             "evaluation.every": 0,
             "evaluation.at_start": False,
-            "rollout.num_replicas": 0,
             "loop.agent_checkpoint_every": 1,
             "agent.gamma_burn_in": 8,
             "agent.gamma_after": 0.5,

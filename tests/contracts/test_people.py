@@ -98,6 +98,11 @@ def free_port():
         return server.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def cluster(cluster_without_serve):
+    """A page needs its port."""
+
+
 def test_labels_charged_are_rows_of_the_ledger_are_duels_that_two_people_voted_on(small_run, tmp_path, capfd):
     port = free_port()
     (tmp_path / "tokens").write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()))

@@ -21,7 +21,6 @@ def finished(cluster, tmp_path_factory):
         "agent.num_candidates": 4,
         "agent.gamma_burn_in": 8,
         "agent.posterior.updates": 2,
-        "rollout.num_replicas": 0,
         "loop.epochs": 2,
         "learner.schedule": "cosine",
         "evaluation.every": 0,

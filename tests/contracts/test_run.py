@@ -6,7 +6,7 @@ import re
 import pyarrow.compute as pc
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from whole_runs import SMALL, contents
+from whole_runs import WITH_ENGINE, contents
 
 import rayalign
 from rayalign.errors import ConfigError
@@ -17,7 +17,7 @@ from rayalign.ledger import Ledger
 def finished(cluster, tmp_path_factory):
     """One finished run that several tests look at; its budget is no multiple of the batch."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return rayalign.run("passive", "rayalign/Tabular-v0", budget=22, seed=3, run_dir=folder, **SMALL)
+    return rayalign.run("passive", "rayalign/Tabular-v0", budget=22, seed=3, run_dir=folder, **WITH_ENGINE)
 
 
 def test_labels_charged_equal_rows_labelled_equal_answers_given_equal_the_budget(finished):
@@ -59,7 +59,7 @@ def test_every_batch_of_the_synchronous_loop_is_strictly_on_policy(finished):
 
 
 def test_the_same_seed_writes_the_same_ledger(finished, small_run):
-    again = small_run(budget=22)
+    again = small_run(budget=22, **WITH_ENGINE)
     assert contents(again.path) == contents(finished.path)
 
 
@@ -76,7 +76,7 @@ def test_a_finished_run_goes_on_with_a_larger_budget(small_run):
 
 
 def test_adapters_alone_travel_where_the_engine_can_add_them(small_run):
-    result = small_run(budget=12, **{"learner.lora.rank": 2, "evaluation.every": 0})
+    result = small_run(budget=12, **WITH_ENGINE | {"learner.lora.rank": 2, "evaluation.every": 0})
     assert (result.path / "checkpoint" / "adapter" / "adapter_config.json").exists()
     assert max(result.history["version"].to_pylist()) == 2
 

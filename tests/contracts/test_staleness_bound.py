@@ -1,13 +1,13 @@
 """The gate in a whole run: nothing is generated with weights that are too old, and generation overlaps learning."""
 
-from whole_runs import contents
+from whole_runs import WITH_ENGINE, contents
 
 from rayalign.ledger import Ledger
 from rayalign.logs import read_timeline
 
 
 def test_generation_runs_ahead_within_the_bound_and_overlaps_learning(small_run):
-    result = small_run(budget=64, max_staleness=2, **{"evaluation.every": 0})
+    result = small_run(budget=64, max_staleness=2, **WITH_ENGINE | {"evaluation.every": 0})
     staleness = result.history["staleness"].to_pylist()
     assert max(staleness) in (1, 2) and min(staleness) == 0
 

@@ -66,6 +66,15 @@ def test_the_body_arrives_whole_and_one_byte_too_many_is_refused_declared_or_not
     assert answers[1].content == answers[3].content == b"x" * 100
 
 
+def test_a_body_of_another_type_than_the_one_that_is_read_is_refused():
+    config = GuardConfig(body_type="application/json", max_body_bytes=10)
+    types = ("text/plain", "application/x-www-form-urlencoded", "", "application/json", "Application/JSON; charset=x")
+    requests = [("POST", "/", {"content": b"x", "headers": {"Content-Type": kind}}) for kind in types]
+    answers = ask(config, *requests, ("POST", "/", {"content": b"x"}), ("GET", "/", {}))
+    assert [answer.status_code for answer in answers] == [415, 415, 415, 200, 200, 415, 200]
+    assert "application/json" in answers[0].json()["error"]["message"]
+
+
 def test_a_slow_body_is_given_up():
     async def never():
         yield b"{"

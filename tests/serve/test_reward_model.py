@@ -1,5 +1,7 @@
 """Reward models in this process: padding, truncation, caching. The tiny models come from `conftest.py`."""
 
+import dataclasses
+import json
 import math
 import sys
 
@@ -9,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from rayalign.errors import ConfigError, DataError, OracleError
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.oracles import oracle_factory
 from rayalign.serve.reward_model import RewardModelOracle
 from rayalign.types import Candidate, Duel, Prompt
 
@@ -210,6 +213,22 @@ def test_model_with_two_labels_is_refused(tmp_path, save_llama):
 def test_language_model_without_a_reward_head_is_refused(tmp_path, save_llama):
     with pytest.raises(DataError, match=r"not a trained scalar reward model: its weights lack score\.weight"):
         oracle(save_llama(tmp_path, kind=LlamaForCausalLM))
+
+
+@pytest.mark.parametrize("kind", ["reward_model", "pairwise"])
+def test_remote_code_of_a_model_is_run_only_if_the_user_says_so(tmp_path, kind, monkeypatch):
+    """A model directory with Python of its own, which leaves a file behind when it is run."""
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.Own"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": f"own-{kind}", "auto_map": own}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w').close()\n")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = OracleConfig(kind=kind, target=str(tmp_path))
+    with pytest.raises(DataError, match="can't be loaded"):
+        oracle_factory(config)()
+    assert not (tmp_path / "it ran").exists()
+    with pytest.raises(Exception):  # what it has is no model
+        oracle_factory(dataclasses.replace(config, trust_remote_code=True))()
+    assert (tmp_path / "it ran").exists(), "or this test would prove nothing"
 
 
 def test_missing_model_is_one_line_that_names_the_setting(tmp_path):

@@ -386,12 +386,12 @@ def test_replicas_that_can_not_fit_are_refused_at_once(running):
 
 def test_asking_a_service_that_does_not_run_is_an_error(running):
     with pytest.raises(OracleError, match="the oracle service 'nobody' is not running"):
-        OracleClient("nobody", "x", CONFIG).judge(make_duels(1))
+        OracleClient("nobody", CONFIG, ("x", False)).judge(make_duels(1))
     oracle = running(oracle_factory(CONFIG, custom=length))
     oracle.judge(make_duels(1))
     stop_oracle(running.name, stop_serve=False)
     stop_oracle(running.name, stop_serve=False)
-    quick = OracleClient(running.name, "x", OracleConfig(request_timeout_s=5.0))
+    quick = OracleClient(running.name, OracleConfig(request_timeout_s=5.0), ("x", False))
     with pytest.raises(OracleError, match="is not running"):
         quick.judge(make_duels(1))
 
