@@ -151,13 +151,18 @@ def new_run(
     """The checked plan of `run`, written to its directory; `given` are settings by dotted names."""
     plan_ = prepare(agent, env, policy, run_dir, oracle, dict(given))
     folder = Path(plan_.config.run_dir)
-    if (folder / CONFIG).exists():
+    named = bool(run_dir or given.get("run_dir"))
+    if named and (folder / CONFIG).exists():
         raise ConfigError(
             f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
             "choose another run_dir."
         )
     validate(plan_)
-    folder.mkdir(parents=True, exist_ok=True)
+    if named:
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _new_folder(folder)
+        plan_ = replace(plan_, config=replace(plan_.config, run_dir=str(folder)))
     custom = {
         "world": None if isinstance(env, str) else plan_.world,
         "agent": None if isinstance(agent, str) else plan_.agent,
@@ -168,6 +173,18 @@ def new_run(
     (folder / CONFIG).write_text(settings.to_yaml(plan_.config))
     code_version.record(folder)
     return plan_
+
+
+def _new_folder(folder: Path) -> Path:
+    """Make `folder`; with a number behind its name where an equal run began in the same second, in any process."""
+    number, free = 1, folder
+    while True:
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:
+            number += 1
+            free = folder.with_name(f"{folder.name}-{number}")
 
 
 def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
