@@ -34,11 +34,6 @@ class Trial:
     stderr: float | None
     run: RunRecord
 
-    @property
-    def label(self) -> str:
-        """Its settings in short: `num_candidates=10 gamma_after=0.5`."""
-        return " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in self.settings.items())
-
     def curve(self, name: str = "win_rate") -> tuple[list[float], list[Any]]:
         """Labels and values at its evaluations."""
         return self.run.curve(name)
@@ -81,17 +76,18 @@ class SearchResults:
         return sum(trial.bought for trial in self.trials)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Head and lines: win rate, labels, and each setting that was searched."""
+        """Head and lines: number, win rate, labels, and each setting that was searched."""
         names = list(dict.fromkeys(name for trial in self.trials for name in trial.settings))
-        head = ["win rate", "labels", "bought by it", *names]
+        head = ["trial", "win rate", "labels", "bought by it", *names]
         lines = [
             [
+                str(number),
                 f"{trial.win_rate:.3f}" + (f" ± {trial.stderr:.3f}" if trial.stderr is not None else ""),
                 f"{trial.labels:,}",
                 f"{trial.bought:,}",
                 *(_short(trial.settings.get(name, "")) for name in names),
             ]
-            for trial in self.trials
+            for number, trial in enumerate(self.trials, 1)
         ]
         return head, lines
 
@@ -105,7 +101,7 @@ class SearchResults:
         folder.mkdir(parents=True, exist_ok=True)
         page, plot = folder / "search.md", folder / "search.png"
         text = [*markdown(*self.table()), "", f"{self.labels_bought:,} labels bought by {len(self.trials)} trials."]
-        figure = compare_win_rate({trial.label: [trial] for trial in self.trials})
+        figure = compare_win_rate({f"trial {number}": [trial] for number, trial in enumerate(self.trials, 1)})
         if figure is not None:
             plot.write_bytes(png(figure))
             text += ["", "![win rate over labels](search.png)"]

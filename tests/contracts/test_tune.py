@@ -78,8 +78,8 @@ def test_what_a_search_found_is_a_table_a_plot_and_a_command(grid, tmp_path):
     assert found.labels_bought == 26 and len(found.trials) == 2
     assert found.best.win_rate == max(result.metrics["win_rate"] for result in results)
     head, lines = found.table()
-    assert head == ["win rate", "labels", "bought by it", "learner.learning_rate"]
-    assert {line[3] for line in lines} == {"0.001", "0.01"}
+    assert head == ["trial", "win rate", "labels", "bought by it", "learner.learning_rate"]
+    assert {line[4] for line in lines} == {"0.001", "0.01"}
     rate = found.best.settings["learner.learning_rate"]
     assert found.command("rayalign run passive") == f"rayalign run passive --set learner.learning_rate={rate}"
     page, plot = found.write(tmp_path)
@@ -164,7 +164,7 @@ folder = Path({str(tmp_path)!r})
 kind = rayalign.trainable("passive", "rayalign/Tabular-v0", folder=folder / "runs", parallel=2, budget=48,
                           max_labels=80, **{SETTINGS!r})
 if len(sys.argv) > 1:
-    tuner = tune.Tuner.restore(str(folder / "search"), kind, restart_errored=True)
+    tuner = tune.Tuner.restore(str(folder / "search"), kind, resume_errored=True)
 else:
     tuner = tune.Tuner(kind, param_space={{"learner.learning_rate": tune.grid_search([1e-3, 1e-2])}},
                        run_config=tune.RunConfig(storage_path=str(folder), name="search", verbose=0))
@@ -194,6 +194,11 @@ assert not results.errors, results.errors
     for name, bought in before.items():
         assert len(bought) >= 8 and contents(tmp_path / "runs" / name / "run-0")[: len(bought)] == bought
     assert sum(ledgers(tmp_path / "runs").values()) == 80
+
+
+def test_a_search_space_of_settings_that_do_not_exist_is_refused_before_a_trial_starts(cluster, tmp_path):
+    with pytest.raises(ConfigError, match="'learner.learning_rat' is not a setting"):
+        search(tmp_path).default_resource_request({"learner": {"learning_rat": 1e-3}})
 
 
 def test_mistakes_are_told_before_a_search_starts(tmp_path):
