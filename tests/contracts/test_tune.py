@@ -197,7 +197,7 @@ assert not results.errors, results.errors
 
 
 def test_a_search_space_of_settings_that_do_not_exist_is_refused_before_a_trial_starts(cluster, tmp_path):
-    with pytest.raises(ConfigError, match="'learner.learning_rat' is not a setting"):
+    with pytest.raises(ConfigError, match=r"'learner\.learning_rat' is not a setting"):
         search(tmp_path).default_resource_request({"learner": {"learning_rat": 1e-3}})
 
 
