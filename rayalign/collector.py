@@ -113,7 +113,7 @@ class Collector:
         self.record: dict[str, Any] = {}
         self._batches: OrderedDict[int, TrainBatch] = OrderedDict()
         self._observed = 0
-        self._waits = False
+        self._late = self._waits = False
         self._asked_in = [self.ledger]
         self._pools: list[ModelPool] = []
         self._learner_at = 0
@@ -126,7 +126,8 @@ class Collector:
     def _guarded(self) -> None:
         try:
             self._recover()
-            if self.purchaser.late:
+            self._late = self.purchaser.late
+            if self._late:
                 threading.Thread(target=self._ask_after, name="answers", daemon=True).start()
             self._run()
             self.phase = "done"
@@ -321,7 +322,7 @@ class Collector:
 
     def _late_status(self) -> dict[str, Any]:
         """Whom the run waits for, how many duels they have, and where people find them."""
-        if not self.purchaser.late:
+        if not self._late:
             return {}
         kind = oracle_kind(self.config.oracle.kind)
         address, waiting = kind.http(self.config.oracle), sum(ledger.num_outstanding for ledger in self._asked_in)
