@@ -188,7 +188,9 @@ def test_training_goes_on_while_people_think_and_whoever_is_killed(small_run, tm
     assert open_long.batch == 0 and puts[open_long.id] < learnt < answers[open_long.id]
     streamed = [[p.duel for p in ledger.stream_batch(i)] for i in range(ledger.num_streamed)]
     assert open_long not in streamed[0] and any(duel.batch == 1 for duel in streamed[0]), "others took its place"
-    assert [len(batch) for batch in streamed] == [4] * 6 and sorted(result.history["staleness"].to_pylist())[-1] == 1
+    staleness = [value for value in result.history["staleness"].to_pylist() if value is not None]
+    assert len(staleness) >= 5, "but for the batch that the collector died of"
+    assert [len(batch) for batch in streamed] == [4] * 6 and max(staleness) == 1
     versions = result.evaluations["version"].to_pylist()
     assert versions[-1] == 6, "the last answers are trained on"
 

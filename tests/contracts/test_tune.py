@@ -161,12 +161,12 @@ import rayalign
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 folder = Path({str(tmp_path)!r})
-kind = rayalign.trainable("passive", "rayalign/Tabular-v0", folder=folder / "runs", parallel=2, budget=48,
-                          max_labels=80, **{SETTINGS!r})
+kind = rayalign.trainable("passive", "rayalign/Tabular-v0", folder=folder / "runs", budget=32,
+                          max_labels=28, **{SETTINGS!r})
 if len(sys.argv) > 1:
     tuner = tune.Tuner.restore(str(folder / "search"), kind, resume_errored=True)
 else:
-    tuner = tune.Tuner(kind, param_space={{"learner.learning_rate": tune.grid_search([1e-3, 1e-2])}},
+    tuner = tune.Tuner(kind, param_space={{"learner.learning_rate": 1e-3}},
                        run_config=tune.RunConfig(storage_path=str(folder), name="search", verbose=0))
 results = tuner.fit()
 assert not results.errors, results.errors
@@ -179,21 +179,21 @@ assert not results.errors, results.errors
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline and first.poll() is None:
         found = list((tmp_path / "runs").glob("*/run-0/ledger.arrow"))
-        if len(found) == 2 and all(spent(path) >= 12 for path in found):
+        if any(spent(path) >= 12 for path in found):
             break
         time.sleep(0.2)
     assert first.poll() is None, (tmp_path / "first.log").read_text()[-3000:]
     os.killpg(first.pid, signal.SIGKILL)
     first.wait(30)
     time.sleep(3)  # its workers find out
-    before = {path.parent.parent.name: contents(path.parent) for path in found}
+    (run,) = [path.parent for path in found]
+    before = contents(run)
     again = subprocess.run(
         [sys.executable, "-c", code, "restore"], env=environment, capture_output=True, text=True, timeout=450
     )
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-3000:]
-    for name, bought in before.items():
-        assert len(bought) >= 8 and contents(tmp_path / "runs" / name / "run-0")[: len(bought)] == bought
-    assert sum(ledgers(tmp_path / "runs").values()) == 80
+    assert len(before) >= 8 and contents(run)[: len(before)] == before
+    assert ledgers(tmp_path / "runs") == {f"{run.parent.name}/run-0": 28}
 
 
 def test_a_search_space_of_settings_that_do_not_exist_is_refused_before_a_trial_starts(cluster, tmp_path):
