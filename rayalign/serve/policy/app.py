@@ -83,23 +83,28 @@ class PolicyServer:
 
     # -- paths ----------------------------------------------------------------------------------------------------
     async def health(self) -> dict[str, str]:
+        """Whether it lives."""
         self.answerer.check_health()
         return {"status": "ok"}
 
     async def models(self) -> ModelList:
+        """The one model."""
         return ModelList(data=[self._entry()])
 
     async def one_model(self, model: str) -> ModelEntry:
+        """The model of that name."""
         self._check_model(model)
         return self._entry()
 
     async def chat(self, request: ChatRequest) -> ChatReply | Response:
+        """Answers to a conversation."""
         prompt = self.chat_prompt(request)
         (answer,) = await self._answer(request, [prompt])
         reply = self.chat_reply(request, prompt, answer)
         return stream(reply, usage=request.wants_usage) if request.stream else reply
 
     async def complete(self, request: CompletionRequest) -> CompletionReply | Response:
+        """Continuations of texts or token ids."""
         self._check_model(request.model)
         if not 1 <= len(request.prompts) <= self.config.max_prompts:
             raise HTTPException(
@@ -130,7 +135,7 @@ class PolicyServer:
         return self._chat_prompt([message.plain() for message in request.messages])
 
     def sampling(self, request: Request, prompts: Sequence[Prompt]) -> Sampling:
-        """How `prompts` are to be answered: as in training, where the request says nothing. Refuses what is too much."""
+        """How to answer `prompts`: as in training, where the request says nothing. Refuses what is too much."""
         if request.n > self.config.max_choices:
             raise HTTPException(400, f"n={request.n} is more than this server's {self.config.max_choices}.")
         longest = request.longest or self.rollout.max_tokens
