@@ -74,9 +74,16 @@ class OnlineCollector(Collector):
         self.book = Book(Path(config.run_dir) / FOLDER / "book.arrow", choose_within_s=users.choose_within_s)
         self.models = threading.RLock()
         self._ready = threading.Event()
+        self._over = False
         super().__init__(config, world, agent, oracle, eval_oracle)
 
     # ==== the loop =============================================================================================
+    def _run(self) -> None:
+        """As in every run. After the last evaluation nobody is answered any more, so that the numbers are final."""
+        super()._run()
+        with self.models:
+            self._over = True
+
     def collect(self, batch: int) -> None:
         """Wait until users have chosen as many comparisons as a batch has duels; these are batch `batch`."""
         clock = Stopwatch()
@@ -172,6 +179,8 @@ class OnlineCollector(Collector):
             return [self.failed_with() or RayalignError("the run is over.")] * len(questions)
         try:
             with self.models:
+                if self._over:
+                    raise WaitError("this run is over, and so is its endpoint.")
                 shown, answers = self._answer([replace(q, prompt=self._known(q.prompt)) for q in questions])
                 self.book.show(shown)
             return list(answers)
