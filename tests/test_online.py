@@ -267,7 +267,7 @@ def test_an_agent_that_labels_pairs_itself_shows_one_answer_and_keeps_the_pair_f
     }
     run = users_run("sea", **settings)
     answers = run.ask(*range(10))
-    assert 2 == sum(bool(answer.comparison) for answer in answers)
+    assert sum(bool(answer.comparison) for answer in answers) == 2
     assert 0 < run.collector.book.num_synthetic <= 2
     for answer in answers:
         if answer.comparison:

@@ -4,7 +4,9 @@ import re
 import threading
 from contextlib import contextmanager
 
+import openai
 import pytest
+from documents import ROOT, blocks
 from made_runs import SEA
 from online_users import User, free_port
 from whole_runs import SMALL, Killer, spent
@@ -45,6 +47,27 @@ def chatting(*users):
             user.stop.set()
         for user in users:
             user.join(timeout=60)
+
+
+class Documented(threading.Thread):
+    """Runs the client of the documents until it was asked to choose; `said` has the comparison's id."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        (client,) = [block.code for block in blocks(ROOT / "docs" / "online_users.md", "python") if block.why_not_run]
+        assert "127.0.0.1:8701" in client
+        self.code, self.said, self.stop = client.replace("8701", str(port)), {}, threading.Event()
+        self.start()
+
+    def run(self):
+        while not self.stop.is_set() and not self.said:
+            names = {}
+            try:
+                exec(self.code, names)
+            except openai.OpenAIError:  # nobody is there yet, or has just been killed
+                self.stop.wait(0.2)
+            if names.get("comparison"):
+                self.said = {names["comparison"]["id"]: names["choice"]}
 
 
 def regret_by_hand(seen):
@@ -145,7 +168,8 @@ def test_choices_outlive_the_collector_and_the_endpoint_and_sea_learns_from_them
     port, run_dir = free_port(), tmp_path / "run"
     killers = [Killer(run_dir, "ray::ServeReplica", labels=6), Killer(run_dir, "ray::OnlineCollector", labels=12)]
     settings = {"oracle.users.port": port, "oracle.users.choose_within_s": 3.0, "agent.gamma_burn_in": 8, **SEA}
-    with chatting(*(User(port, context, truthful) for _ in range(3))) as users:
+    documented = Documented(port)
+    with chatting(*(User(port, context, truthful) for _ in range(3)), documented) as (*users, _):
         result = small_run(budget=24, agent="sea", oracle="users", **settings)
     assert all(killer.killed for killer in killers)
 
@@ -153,8 +177,9 @@ def test_choices_outlive_the_collector_and_the_endpoint_and_sea_learns_from_them
     bought = [p for p in ledger.preferences() if p.source == "oracle"]
     labels = labels_by_choice(run_dir)
     assert result.labels_spent == ledger.spent == len(bought) == len({p.duel.id for p in bought}) == 24
-    check_labels(users, {p.duel.id: labels[p.duel.id] for p in bought})
-    said = {name for user in users for name in user.said}
+    check_labels(users, {p.duel.id: labels[p.duel.id] for p in bought if p.duel.id not in documented.said})
+    said = {name for user in (*users, documented) for name in user.said}
+    assert documented.said
     assert said == {p.duel.id for p in bought}, "nobody chose in vain"
     assert result.history["agent/posterior_labels"].to_pylist()[-1] == 24
     assert any(p.source == "synthetic" for p in ledger.preferences()), "the posterior labels some pairs itself"
