@@ -40,6 +40,7 @@ from rayalign.errors import ConfigError, DataError, RayalignError, WaitError
 from rayalign.rollout.config import RolloutConfig
 from rayalign.run_config import RunConfig
 from rayalign.serve.kinds import oracle_kind
+from rayalign.serve.policy.openai import before
 from rayalign.serve.users.book import Book, Shown, Told, is_swapped
 from rayalign.serve.users.questions import UserAnswer, UserQuestion
 from rayalign.stopwatch import Stopwatch
@@ -209,7 +210,8 @@ class OnlineCollector(Collector):
             if i not in answers:
                 choices = self._sample(question, number + i)
                 tokens = sum(len(candidate.token_ids) for candidate in choices)
-                shown[i] = Shown(regret=self._regret(question.prompt, choices), owner=question.owner)
+                seen = [replace(choice, text=before(choice.text, question.stops)) for choice in choices]
+                shown[i] = Shown(regret=self._regret(question.prompt, seen), owner=question.owner)
                 answers[i] = UserAnswer(choices=choices, sampled_tokens=tokens)
         order = range(len(questions))
         return [shown[i] for i in order], [answers[i] for i in order]

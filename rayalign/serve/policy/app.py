@@ -47,6 +47,7 @@ from rayalign.serve.policy.openai import (
     Request,
     TextChoice,
     Usage,
+    before,
 )
 from rayalign.types import Candidate, Prompt
 
@@ -208,8 +209,8 @@ class PolicyServer:
 
 def _shortened(candidate: Candidate, stops: Sequence[str]) -> tuple[str, bool]:
     """The answer's text up to the first of `stops`, and whether it came to its end."""
-    found = [place for stop in stops if stop and (place := candidate.text.find(stop)) >= 0]
-    return (candidate.text[: min(found)], True) if found else (candidate.text, candidate.finished)
+    text = before(candidate.text, stops)
+    return text, candidate.finished or text != candidate.text
 
 
 def _usage(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Usage:

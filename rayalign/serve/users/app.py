@@ -123,6 +123,7 @@ class _UsersServer:
                 owner=http.scope[CALLER],
                 comparable=own and not opted_out and not request.stream,
                 seed=request.seed,
+                stops=tuple(request.stops),
             )
         )
         told = Answer(choices=answer.choices, sampled_tokens=answer.sampled_tokens)

@@ -27,6 +27,8 @@ class UserQuestion:
     """Whether two answers may be shown for the user to choose; needs the run's own sampling."""
     seed: int | None = None
     """Of the samples; None: the run's."""
+    stops: tuple[str, ...] = ()
+    """An answer is shown up to the first of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
