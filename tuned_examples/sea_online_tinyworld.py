@@ -5,8 +5,11 @@ Command     python tuned_examples/sea_online_tinyworld.py                 eight 
             rayalign run tuned_examples/sea_online_tinyworld.py           waits for yours, at 127.0.0.1:8701
             ray job submit --working-dir . -- python tuned_examples/sea_online_tinyworld.py
 Hardware    2 CPU cores, 8 GiB
-Result      RESULT
-Compare     --set agent.exploration=passive, which asks about the first two samples and learns no posterior's choice
+Result      one run of 2 minutes: held-out win rate from 0.42 to 0.61 with 600 labels; 3,452 questions answered, with a
+            cumulative regret of 3,487, that is 1.01 a question
+Compare     --set agent.exploration=passive --set agent.gamma_after=1.0 --set agent.posterior.updates=0
+            no posterior that picks answers: 0.57, and a regret of 1.89 a question (one run; users ask as fast as they
+            are answered, so that the numbers of questions differ)
 """
 
 import threading
