@@ -111,8 +111,8 @@ def run(
         seed: of everything random; with `max_staleness=0` on CPU the same seed writes the same ledger.
         max_staleness: batches that generation may run ahead of learning; 0 is the synchronous loop.
         run_dir: where the run is kept; default: a new folder under `runs/`.
-        oracle: a function of yours (see `rayalign.serve.oracles`), a kind of oracle by name (`"human"`, `"users"`), or None for
-            the `oracle.*` settings.
+        oracle: a function of yours (see `rayalign.serve.oracles`), a kind of oracle by name (`"human"`, `"users"`), or
+            None for the `oracle.*` settings.
         **overrides: settings by section (`learner={"learning_rate": 1e-4}`) or by dotted name
             (`**{"learner.learning_rate": 1e-4}`); `rayalign settings` lists them.
 

@@ -227,8 +227,9 @@ class OnlineCollector(Collector):
         size, most = self.config.loop.batch_size, self.config.loop.max_staleness
         batch = self.ledger.num_collected + self.book.num_chosen // size
         oldest, _ = self.agent.sampling_window(batch, most)
+        claims = self.book.num_claims  # before what remains: a commit in between may count twice, but never not at all
         remaining = self.purchaser.remaining
-        room = size if remaining is None else remaining - self.book.num_chosen - self.book.num_open
+        room = size if remaining is None else remaining - claims
         if self.pool.version < oldest or room <= 0:
             return {}
         own_room = size - self.book.num_synthetic

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from contextlib import contextmanager
 
 import openai
@@ -9,7 +10,7 @@ import pytest
 from documents import ROOT, blocks
 from made_runs import SEA
 from online_users import User, free_port
-from whole_runs import SMALL, Killer, spent
+from whole_runs import SMALL, Killer, contents, kill_driver, spent, start_driver
 
 import rayalign
 from rayalign.env import make_world
@@ -185,6 +186,26 @@ def test_choices_outlive_the_collector_and_the_endpoint_and_sea_learns_from_them
     assert any(p.source == "synthetic" for p in ledger.preferences()), "the posterior labels some pairs itself"
     assert result.online["chosen"] == 24
     assert result.online["cumulative_regret"] >= regret_by_hand([r for u in users for r in u.seen]) - 1e-6
+
+
+def test_a_run_whose_driver_is_killed_is_resumed_with_all_that_users_chose(tmp_path):
+    port, run_dir = free_port(), tmp_path / "run"
+    settings = {**SMALL, "oracle.users.port": port, "oracle.users.choose_within_s": 3.0, "evaluation.every": 0}
+    settings |= {"oracle": "users", "budget": 16, "run_dir": str(run_dir)}
+    with chatting(*(User(port, context, truthful) for _ in range(2))) as users:
+        driver = start_driver(tmp_path / "driver.py", "passive", **settings)
+        deadline = time.monotonic() + 200
+        while spent(run_dir / "ledger.arrow") < 5:
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        kill_driver(driver)
+        before = contents(run_dir)
+        result = rayalign.resume(run_dir)
+    assert contents(run_dir)[: len(before)] == before and len(before) < 16
+    assert result.labels_spent == 16
+    bought = labels_by_choice(run_dir)
+    check_labels(users, bought)
+    assert {name for user in users for name in user.said} == set(bought), "nobody chose in vain, or twice"
 
 
 def test_settings_that_users_can_not_be_served_with_are_refused(tmp_path):

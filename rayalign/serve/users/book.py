@@ -220,6 +220,12 @@ class Book:
             return len(self._open)
 
     @property
+    def num_claims(self) -> int:
+        """Comparisons that are not in the ledger and may get there: chosen ones, and those that may still be."""
+        with self._mutex:
+            return self.num_open + self.num_chosen
+
+    @property
     def num_chosen(self) -> int:
         """Comparisons that were chosen and are not in the ledger."""
         return len(self._chosen)
