@@ -1,5 +1,6 @@
 """The collector that users ask, in this process: what is offered, what is bought, and what a crash leaves."""
 
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -123,6 +124,29 @@ def test_no_comparison_is_offered_for_which_the_budget_might_not_last(users_run)
         run.collector.choose(answer.comparison, "tie", "")
     run.wait_until(lambda: run.collector.ledger.spent == 6)
     assert not run.ask(4)[0].comparison
+
+
+def test_a_choice_that_is_being_written_keeps_its_place_in_the_budget(users_run, monkeypatch):
+    run, fsync = users_run(), os.fsync
+    answers = run.ask(*range(6))
+    writing, go_on, asked = threading.Event(), threading.Event(), []
+
+    def slow(file):
+        writing.set()
+        go_on.wait(60)
+        fsync(file)
+
+    monkeypatch.setattr("rayalign.arrow_log.os.fsync", slow)
+    choosing = threading.Thread(target=run.collector.choose, args=(answers[0].comparison, "tie", ""))
+    choosing.start()
+    assert writing.wait(60)
+    asking = threading.Thread(target=lambda: asked.extend(run.ask(7)))
+    asking.start()
+    time.sleep(0.5)  # by now it waits to know how many comparisons are open
+    go_on.set()
+    choosing.join(60)
+    asking.join(60)
+    assert not asked[0].comparison
 
 
 def test_the_choice_is_of_the_answer_that_the_user_saw_there(users_run):
