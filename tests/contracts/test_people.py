@@ -188,7 +188,7 @@ def test_training_goes_on_while_people_think_and_whoever_is_killed(small_run, tm
     assert versions[-1] == 6, "the last answers are trained on"
 
 
-def test_a_run_whose_driver_is_killed_while_people_think_is_resumed_and_asks_nobody_twice(tmp_path):
+def test_a_run_whose_driver_is_killed_while_people_think_is_resumed_and_asks_nobody_twice(cluster, tmp_path):
     port, run_dir = free_port(), tmp_path / "run"
     settings = {**SMALL, "oracle.human.port": port, "logging.progress": "plain", "evaluation.every": 0}
     settings |= {"oracle": "human", "budget": 16, "seed": 3, "run_dir": str(run_dir)}

@@ -188,7 +188,7 @@ def test_choices_outlive_the_collector_and_the_endpoint_and_sea_learns_from_them
     assert result.online["cumulative_regret"] >= regret_by_hand([r for u in users for r in u.seen]) - 1e-6
 
 
-def test_a_run_whose_driver_is_killed_is_resumed_with_all_that_users_chose(tmp_path):
+def test_a_run_whose_driver_is_killed_is_resumed_with_all_that_users_chose(cluster, tmp_path):
     port, run_dir = free_port(), tmp_path / "run"
     settings = {**SMALL, "oracle.users.port": port, "oracle.users.choose_within_s": 3.0, "evaluation.every": 0}
     settings |= {"oracle": "users", "budget": 16, "run_dir": str(run_dir)}
