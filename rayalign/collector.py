@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from rayalign.agent_state import load_agent, observe_rng, save_agent
-from rayalign.agents.agent import Agent, AgentContext, Choice
+from rayalign.agents.agent import Agent, AgentContext, Choice, Chooser
 from rayalign.env.dueling_bandit import DuelingBanditVector
 from rayalign.env.labels import LATE_POLL_S, Oracle
 from rayalign.env.world import World
@@ -60,7 +60,7 @@ from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, Tra
 
 log = logging.getLogger(__name__)
 
-GENERATE, SELECT, _, SHUFFLE = range(4)
+GENERATE, SELECT, _, SHUFFLE, QUESTIONS = range(5)
 """Purposes of a batch's random streams; the one that is missing here is `agent_state.OBSERVE`."""
 
 
@@ -99,6 +99,7 @@ class Collector:
 
     def __init__(self, config: RunConfig, world: World, agent: Agent, oracle: Oracle, eval_oracle: Oracle) -> None:
         self.config, self.world, self.agent = config, world, agent
+        self.chooser: Chooser = agent
         self.run_dir = Path(config.run_dir)
         self.log = RunLog(self.run_dir, config.logging, resolved=config)
         self.ledger = Ledger(self.run_dir / "ledger.arrow")
@@ -143,6 +144,9 @@ class Collector:
 
     def _run(self) -> None:
         first = self.ledger.num_streamed
+        if self.ledger.num_collected == 0 and self.heldout.due(0):
+            self.phase = "evaluating the initial policy"
+            self._evaluate()
         while not self._stop.is_set() and not self._has_stalled(first):
             self.phase = "collecting"
             if self.purchaser.remaining:
@@ -174,9 +178,27 @@ class Collector:
     def collect(self, batch: int) -> None:
         """Collect batch `batch`, and have the agent observe the stream batches that its answers close."""
         clock = Stopwatch()
-        config, agent = self.config, self.agent
+        self._begin(batch, clock)
+        version = self.pool.version
+        with clock("generate"):
+            prompts = [self.encoder.encode(prompt) for prompt in self.table]
+            candidates = self._propose(prompts, batch, GENERATE)
+            self._sleep()
+        with clock("select"):
+            choices = self.agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
+            duels, synthetic = self._duels(batch, prompts, candidates, choices)
+            duels = duels[: self.purchaser.reserve(len(duels))]  # the last batch of the budget is a short one
+        with clock("label"):
+            self._commit(batch, duels, synthetic, version=version, choices=len(choices))
+            _, _, _, _, info = self.env.step(duels)
+            self.table = info["prompts"]
+        facts = {"version": version, "staleness": batch - version}
+        facts["skipped"] = len(prompts) - len({choice.prompt for choice in choices})
+        self._end(batch, duels, synthetic, info, facts, clock)
 
-        oldest, newest = agent.sampling_window(batch, config.loop.max_staleness)
+    def _begin(self, batch: int, clock: Stopwatch) -> None:
+        """Pass the gate of batch `batch` with the engines up to date, and evaluate if it is time to."""
+        oldest, newest = self.agent.sampling_window(batch, self.config.loop.max_staleness)
         with clock("gate"):
             self._wait_for_version(oldest)
         with clock("sync"):
@@ -185,47 +207,50 @@ class Collector:
         if self.heldout.due(self.ledger.spent):
             with clock("evaluate"):
                 self._evaluate()
-
         self._hold()
 
-        version = self.pool.version
-        with clock("generate"):
-            prompts = [self.encoder.encode(prompt) for prompt in self.table]
-            candidates = self._propose(prompts, batch)
-            self._sleep()
-        with clock("select"):
-            choices = agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
-            duels, synthetic = self._duels(batch, prompts, candidates, choices)
-            duels = duels[: self.purchaser.reserve(len(duels))]  # the last batch of the budget is a short one
-        with clock("label"):
-            header = {"version": version, "published": self.window.published, "choices": len(choices)}
-            with self.lock:
-                self.purchaser.commit(batch, duels, synthetic, meta=header)
-            _, _, _, _, info = self.env.step(duels)
-            self.table = info["prompts"]
+    def _commit(
+        self, batch: int, duels: Sequence[Duel], synthetic: Sequence[Preference], *, version: int, choices: int
+    ) -> None:
+        """Write the batch down, before anybody is asked."""
+        header = {"version": version, "published": self.window.published, "choices": choices}
+        with self.lock:
+            self.purchaser.commit(batch, duels, synthetic, meta=header)
+
+    def _end(
+        self,
+        batch: int,
+        duels: Sequence[Duel],
+        synthetic: Sequence[Preference],
+        info: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        clock: Stopwatch,
+    ) -> None:
+        """What is answered goes to the learner and the agent; what became of the batch, to the log.
+
+        `info` is what a step of the environment says of the duels, `facts` are numbers for the record.
+        """
         if not self.purchaser.late:  # at hand already, so that the ledger is read only after a restart
             bought = [p for p in info["preferences"][: len(duels)] if p is not None]
             with self.lock:
                 self._remember(batch, (*bought, *synthetic), self.ledger.spent)
         self.window.extend(self.ledger.num_streamed)
         with clock("observe"):
-            facts = self._observe(batch)
+            learnt = self._observe(batch)
 
         outcomes = [self.ledger.outcome(duel.id) for duel in duels]
         self.record = {
             "batch": batch,
             "labels": self.ledger.spent,
             "time": time.time(),
-            "version": version,
-            "staleness": batch - version,
             "asked": len(duels),
             "synthetic": len(synthetic),
-            "skipped": len(prompts) - len({choice.prompt for choice in choices}),
+            **facts,
             "failed": sum(outcome is not None and outcome[0] is None for outcome in outcomes),
             "outstanding": self.ledger.num_outstanding,
             **self._duel_statistics(duels, info),
             **{f"seconds/{stage}": seconds for stage, seconds in clock.seconds().items()},
-            **facts,
+            **learnt,
             **{f"rollout/{name}": value for name, value in self.pool.stats().items()},
         }
         self.log.metrics(self.record)
@@ -364,7 +389,8 @@ class Collector:
             for pool in self._pools:
                 pool.sleep()
 
-    def _propose(self, prompts: Sequence[Prompt], batch: int) -> list[list[Candidate]]:
+    def _propose(self, prompts: Sequence[Prompt], *stream: int) -> list[list[Candidate]]:
+        """Candidates for each prompt; `stream` names the random numbers."""
         groups: list[list[Candidate]] = [[] for _ in prompts]
         for part, proposal in enumerate(self.agent.proposals()):
             if proposal.source == "data":
@@ -373,7 +399,7 @@ class Collector:
                 continue
             pool = self.pool if proposal.source == "policy" else self.reference_pool
             sampling = self.config.rollout.sampling(n=proposal.n)
-            seed = int(self._rng(batch, GENERATE, part).integers(2**62))
+            seed = int(self._rng(*stream, part).integers(2**62))
             for group, sampled in zip(groups, pool.generate(prompts, sampling, seed), strict=True):
                 group.extend(replace(candidate, source=proposal.source) for candidate in sampled)
         return groups
@@ -425,7 +451,7 @@ class Collector:
 
     def _evaluate(self) -> None:
         version = self.pool.version
-        record = self.heldout.evaluate(self.pool, self.agent, version, labels=self._labels_behind(version))
+        record = self.heldout.evaluate(self.pool, self.chooser, version, labels=self._labels_behind(version))
         self.log.evaluation(record)
         self.record = {**self.record, "win_rate": record["win_rate"], "win_rate_stderr": record["stderr"]}
 
@@ -433,8 +459,8 @@ class Collector:
         """Oracle labels that weights version `version` was trained on."""
         return self.ledger.labels_before(version)
 
-    def _rng(self, batch: int, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.loop.seed, batch, *purpose])
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.loop.seed, *stream])
 
     # ==== recovery =============================================================================================
     def _recover(self) -> None:
@@ -501,9 +527,6 @@ class Collector:
         self.table = info["prompts"]
         if self.pool.version == 0:
             self.heldout.prepare(self.pool)
-        if done == 0 and self.heldout.due(0):
-            self.phase = "evaluating the initial policy"
-            self._evaluate()
 
     def _make_pool(self, name: str) -> RolloutPool:
         rollout = self.config.rollout

@@ -39,9 +39,14 @@ class CollectorClient:
         oracle: Oracle,
         eval_oracle: Oracle,
         kind: type[Collector] = Collector,
+        name: Mapping[str, str] | None = None,
     ) -> CollectorClient:
-        """Create the actor. Ray restarts it when it dies; its constructor recovers from the run directory."""
-        actor = ray.remote(kind).options(**actor_options(config)).remote(config, world, agent, oracle, eval_oracle)
+        """Create the actor. Ray restarts it when it dies; its constructor recovers from the run directory.
+
+        `name` has Ray's `name` and `namespace`, where others have to find it.
+        """
+        options = actor_options(config) | dict(name or {})
+        actor = ray.remote(kind).options(**options).remote(config, world, agent, oracle, eval_oracle)
         return cls(actor)
 
     def next_batch(self, index: int, timeout_s: float) -> TrainBatch | EndOfStream | PleasePublish:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.agents.agent import Agent
+from rayalign.agents.agent import Chooser
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError
@@ -69,7 +69,7 @@ class HeldOut:
             return self.config.at_start or labels >= self.config.every > 0
         return self.config.every > 0 and labels // self.config.every > self._last // self.config.every
 
-    def evaluate(self, pool: RolloutPool, agent: Agent, version: int, labels: int) -> dict[str, Any]:
+    def evaluate(self, pool: RolloutPool, chooser: Chooser, version: int, labels: int) -> dict[str, Any]:
         """Evaluate the weights that the pool runs; the same version twice costs nothing the second time."""
         answers = self._answers(pool)
         opponents = self._opponents()
@@ -90,7 +90,7 @@ class HeldOut:
             record["reward_mean"] = float(np.mean(rewards))
             record["regret_mean"] = float(np.mean(np.subtract(best, rewards)))
         if self.config.best_of_n > 1:
-            chosen = self._best_of_n(pool, agent, version, answers)
+            chosen = self._best_of_n(pool, chooser, version, answers)
             picked, error = win_rate(self._scores(version, chosen, opponents))
             record.update(best_of_n_win_rate=picked, best_of_n_stderr=error)
         record["labels_spent_on_evaluation"] = self.ledger.spent
@@ -123,10 +123,12 @@ class HeldOut:
         found = [metric.measure(answered) for metric in metrics]
         return {f"metric/{name}": float(value) for numbers in found for name, value in numbers.items()}
 
-    def _best_of_n(self, pool: RolloutPool, agent: Agent, version: int, greedy: Sequence[Candidate]) -> list[Candidate]:
+    def _best_of_n(
+        self, pool: RolloutPool, chooser: Chooser, version: int, greedy: Sequence[Candidate]
+    ) -> list[Candidate]:
         sampling = replace(self.sampling, n=self.config.best_of_n)
         groups = pool.generate(self.prompts, sampling, seed=self.seed + version)
-        picks = [agent.best_of(prompt, group) for prompt, group in zip(self.prompts, groups, strict=True)]
+        picks = [chooser.best_of(prompt, group) for prompt, group in zip(self.prompts, groups, strict=True)]
         return [a if pick is None else group[pick] for a, group, pick in zip(greedy, groups, picks, strict=True)]
 
     def _opponents(self) -> list[Candidate]:

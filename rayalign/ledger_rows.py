@@ -47,6 +47,18 @@ def _candidate_fields(role: str) -> list[pa.Field]:
 
 
 # No dictionary-encoded columns: their dictionaries would have to be in the stream before each message.
+CONTENT = [
+    pa.field("prompt_id", pa.string()),
+    pa.field("prompt_text", pa.string()),
+    pa.field("prompt_token_ids", pa.list_(pa.int32())),
+    pa.field("prompt_reference", pa.string()),
+    pa.field("prompt_pair", pa.list_(pa.string())),
+    pa.field("prompt_meta", pa.string()),
+    *_candidate_fields("first"),
+    *_candidate_fields("second"),
+    pa.field("meta", pa.string()),
+]
+"""What a duel is, beside its id and batch."""
 SCHEMA = pa.schema(
     [
         pa.field("seq", pa.int64(), nullable=False),
@@ -59,27 +71,23 @@ SCHEMA = pa.schema(
         pa.field("oracle", pa.string()),
         pa.field("price", pa.float64()),
         pa.field("reason", pa.string()),
-        pa.field("prompt_id", pa.string()),
-        pa.field("prompt_text", pa.string()),
-        pa.field("prompt_token_ids", pa.list_(pa.int32())),
-        pa.field("prompt_reference", pa.string()),
-        pa.field("prompt_pair", pa.list_(pa.string())),
-        pa.field("prompt_meta", pa.string()),
-        *_candidate_fields("first"),
-        *_candidate_fields("second"),
-        pa.field("meta", pa.string()),
+        *CONTENT,
     ],
     metadata={"rayalign.ledger": "1"},
 )
-_FIELDS = {field.name: field for field in SCHEMA}
 
 
 def record_batch(columns: Mapping[str, Any], num_rows: int, seq: int, time_us: int) -> pa.RecordBatch:
-    """Rows of the given columns, the others null. Raises `LedgerError` for a value that has no place in its column."""
+    """Events of the given columns; see `rows_of`."""
     given = {"seq": np.arange(seq, seq + num_rows), "time": np.full(num_rows, time_us), **columns}
+    return rows_of(SCHEMA, given, num_rows)
+
+
+def rows_of(schema: pa.Schema, columns: Mapping[str, Any], num_rows: int) -> pa.RecordBatch:
+    """Rows of the given columns, the others null. Raises `LedgerError` for a value that has no place in its column."""
     arrays = []
-    for name, field in _FIELDS.items():
-        values = given.get(name)
+    for field in schema:
+        values = columns.get(field.name)
         try:
             if values is None:
                 arrays.append(pa.nulls(num_rows, field.type))
@@ -87,9 +95,9 @@ def record_batch(columns: Mapping[str, Any], num_rows: int, seq: int, time_us: i
                 arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type))
         except (pa.ArrowException, UnicodeError, TypeError, OverflowError) as error:
             raise LedgerError(
-                f"ledger column {name} can't hold what it was given: {error}. Nothing was recorded."
+                f"ledger column {field.name} can't hold what it was given: {error}. Nothing was recorded."
             ) from error
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def content_columns(duels: Sequence[Duel | None]) -> dict[str, Any]:
@@ -131,14 +139,14 @@ def _lists(rows: Iterable[Sequence[float]], dtype: type[np.generic]) -> pa.ListA
 
 
 def duels_of(rows: pa.RecordBatch) -> list[Duel]:
-    """The duels that requested or synthetic `rows` describe."""
+    """The duels that `rows` describe: columns `batch`, `duel_id` and `CONTENT`."""
     columns = {
         name: rows.column(name).to_pylist()
         for name in (
             "batch",
             "duel_id",
             "meta",
-            *(n for n in _FIELDS if n.startswith(("prompt_", "first_", "second_"))),
+            *(field.name for field in CONTENT if field.name != "meta"),
         )
     }
     firsts, seconds = _candidates(columns, "first"), _candidates(columns, "second")

@@ -35,7 +35,7 @@ from rayalign import code_version, share
 from rayalign import config as settings
 from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
-from rayalign.collector import ALLOWED
+from rayalign.collector import ALLOWED, Collector
 from rayalign.collector_client import CollectorClient
 from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
@@ -48,6 +48,7 @@ from rayalign.ledger import Ledger
 from rayalign.logs import read_evaluations
 from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
+from rayalign.online import OnlineCollector, check_online
 from rayalign.progress import Progress
 from rayalign.report import write_report
 from rayalign.resources import beside_group, check_nodes, plan, shares
@@ -57,7 +58,7 @@ from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
 from rayalign.run_record import CONFIG
 from rayalign.serve import OracleClient, OracleConfig, start_oracle, stop_oracle
-from rayalign.serve.kinds import ORACLES, oracle_kind
+from rayalign.serve.kinds import COLLECTORS, ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
 from rayalign.stored_run import CUSTOM_INPUTS, StoredRun
 
@@ -110,8 +111,8 @@ def run(
         seed: of everything random; with `max_staleness=0` on CPU the same seed writes the same ledger.
         max_staleness: batches that generation may run ahead of learning; 0 is the synchronous loop.
         run_dir: where the run is kept; default: a new folder under `runs/`.
-        oracle: a function of yours (see `rayalign.serve.oracles`), a kind of oracle by name (`"human"`), or None for
-            the `oracle.*` settings.
+        oracle: a function of yours (see `rayalign.serve.oracles`), a kind of oracle by name (`"human"`, `"users"`), or
+            None for the `oracle.*` settings.
         **overrides: settings by section (`learner={"learning_rate": 1e-4}`) or by dotted name
             (`**{"learner.learning_rate": 1e-4}`); `rayalign settings` lists them.
 
@@ -242,7 +243,10 @@ def prepare(
     known = {setting.name for setting in settings.describe(config)}
     config = settings.apply(config, {k: v for k, v in world.defaults().items() if k in known})
     given, oracle = _named_oracle(given, oracle)
-    config = settings.apply(config, oracle_kind(given.get("oracle.kind", config.oracle.kind)).defaults)
+    asked = oracle_kind(given.get("oracle.kind", config.oracle.kind))
+    config = settings.apply(config, asked.defaults)
+    if asked.online and world.has_truth:
+        config = settings.apply(config, {"evaluation.oracle": OracleConfig(kind="world")})
     config = settings.apply(config, given)
     policy = str(policy or config.policy or world.default_policy() or "")
     if not policy:
@@ -299,6 +303,8 @@ def validate(plan_: Plan) -> None:
     heldout = world.heldout(config.evaluation.num_prompts)
     encoder.check([world.prompt(0), *world.check_prompts(), *heldout], max_tokens=config.rollout.max_tokens)
     against(config.evaluation, heldout)
+    if oracle_kind(config.oracle.kind).online:
+        check_online(config, plan_.agent)
     _oracles(plan_, config)
 
 
@@ -330,7 +336,16 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         oracle_first = any(role.processes and role.gpus for role in shares(config, plan_.agent))
         if oracle_first:
             _start_oracles(asked, judging, apps, folder)
-        collector = CollectorClient.start(config, plan_.world, plan_.agent, oracle, judge)
+        online = oracle_kind(config.oracle.kind).online
+        collector = CollectorClient.start(
+            config,
+            plan_.world,
+            plan_.agent,
+            oracle,
+            judge,
+            kind=OnlineCollector if online else Collector,
+            name={"name": apps[0], "namespace": COLLECTORS} if online else None,
+        )
         stack.callback(collector.close)
         if not oracle_first:
             _start_oracles(asked, judging, apps, folder)
@@ -431,6 +446,7 @@ def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
         labels_spent_on_evaluation=int(last.get("labels_spent_on_evaluation", 0)),
         checkpoint=folder / "checkpoint",
         warning=status.get("warning"),
+        online=dict(status.get("online", {})),
     )
     result.save()
     write_report([folder])

@@ -28,6 +28,7 @@ COLOURS = (
 )
 """Distinguishable with the usual colour deficiencies, and on black as on white."""
 STAGES = ("gate", "sync", "generate", "select", "label", "observe", "evaluate")
+ONLINE_ENDINGS = ("offered", "chosen", "skipped", "expired")
 LEARNER_PANELS = (
     ("loss", "loss"),
     ("accuracy", "share of pairs in the right order"),
@@ -101,6 +102,26 @@ def regret(record: RunRecord) -> Figure | None:
         ax.set_title(title)
         ax.set_xlabel("labels bought")
         ax.set_ylim(bottom=min(0.0, float(np.nanmin(y))))
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def online_regret(record: RunRecord) -> Figure | None:
+    """Cumulative regret of what users were shown against the questions they asked; else how comparisons ended."""
+    x, y = record.series("online/cumulative_regret", "online/questions")
+    if x:
+        figure, (ax,) = _figure(1)
+        ax.plot(x, y, color=COLOURS[0])
+        ax.set(xlabel="questions answered", ylabel="cumulative regret", ylim=(0, None))
+        return figure
+    endings = [(name, *record.series(f"online/{name}", "online/questions")) for name in ONLINE_ENDINGS]
+    if not any(x for _, x, _ in endings):
+        return None
+    figure, (ax,) = _figure(1)
+    for colour, (name, x, y) in zip(COLOURS, endings, strict=False):
+        ax.plot(x, y, color=colour, label=name)
+    ax.set(xlabel="questions answered", ylabel="comparisons", ylim=(0, None))
+    _legend(ax)
     return figure
 
 
@@ -209,6 +230,7 @@ def timeline(record: RunRecord, batches: int = 8) -> Figure | None:
 SINGLE = {
     "win_rate": win_rate,
     "regret": regret,
+    "online_regret": online_regret,
     "learning": learning,
     "stages": stages,
     "staleness": staleness,

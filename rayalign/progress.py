@@ -248,6 +248,10 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
     rows.append(("labels spent", bought))
     if result.labels_replayed:
         rows.append(("labels replayed", f"{result.labels_replayed:,}"))
+    if result.online:
+        regret = result.online.get("cumulative_regret")
+        known = "" if regret is None else f", cumulative regret {regret:,.2f}"
+        rows.append(("questions", f"{result.online['questions']:,} of users{known}"))
     if result.win_rate is not None:
         targets = shown_targets(result.initial_win_rate or 0.0, result.win_rate)[-4:]
         rows += [(f"labels to {target:.2f}", _labels(result.labels_to(target))) for target in targets]

@@ -42,6 +42,11 @@ CAPTIONS = {
         "Regret and online win rate",
         "How far the duels that were paid for, and the greedy answers, are from the best response.",
     ),
+    "online_regret": (
+        "What users were shown",
+        "Best reward minus that of the answer, or of both answers on average, summed over all questions; where the "
+        "truth is not known, how comparisons ended instead.",
+    ),
     "learning": ("Learning", "What the learner reported for each update; the strong line is a running mean."),
     "stages": ("Where the time goes", "The collector's seconds per batch by stage; gate is waiting for the learner."),
     "staleness": ("Staleness", "Batches between the weights that generated a batch and those it was used to train."),
@@ -137,6 +142,7 @@ def _one(record: RunRecord, plots: Path) -> dict[str, Any]:
             Table("Summary", (), facts),
             *_judges(record),
             *_people(record),
+            *_users(record),
             Table("Where things are", (), where, note="Relative to the run's directory."),
         ],
         "figures": _figures(SINGLE, record, CAPTIONS, plots),
@@ -210,6 +216,26 @@ def _people(record: RunRecord) -> list[Table]:
         rows.append(("all together", f"Krippendorff's alpha {alpha:.2f}"))
     note = "Kappa and alpha: 0 is what chance brings, 1 full agreement; first, second and tie are three categories."
     return [Table("People", (), rows, note)]
+
+
+def _users(record: RunRecord) -> list[Table]:
+    """What online users asked, were shown and chose; nothing where there were none."""
+    numbers = record.online()
+    if not numbers:
+        return []
+    endings = ", ".join(f"{numbers[name]:,} {name}" for name in ("chosen", "skipped", "expired", "open"))
+    chosen = numbers["chosen"]
+    rows = [
+        ("questions", f"{numbers['questions']:,} answered"),
+        ("comparisons", f"{numbers['offered']:,} offered: {endings}"),
+        ("preferred one", _share(numbers.get("preferred_share"), chosen, "choices; the others were ties")),
+    ]
+    if (regret := numbers.get("cumulative_regret")) is not None:
+        known = numbers["known"]
+        rows.append(("cumulative regret", f"{regret:,.2f} over {known:,} questions, {regret / known:.3f} a question"))
+    else:
+        rows.append(("cumulative regret", "not known: the environment knows no rewards of what users asked"))
+    return [Table("Users", (), rows, "A reply that was lost with a killed process counts as shown.")]
 
 
 def _share(share: float | None, of: int, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Result:
     """Why the run stopped before its budget was spent, if it did."""
     labels_replayed: int = 0
     """Labels of another run's ledger that a replay trained on; 0 for a run, which buys its own."""
+
+    online: dict[str, float] = field(default_factory=dict)
+    """With online users: `questions`, comparisons `offered`, `chosen`, `skipped`, `expired` and `open`, the share of
+    choices that were no ties (`preferred_share`) and, of the `known` questions, whose truth is known, the
+    `cumulative_regret`. Empty otherwise."""
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

@@ -104,6 +104,13 @@ class RunRecord:
         """Whether the run came to its end."""
         return bool(self.result)
 
+    def online(self) -> Row:
+        """Numbers about online users (see `Result.online`), of the end or of the last batch; empty without users."""
+        prefix = "online/"
+        last = next((row for row in reversed(self.metrics) if prefix + "questions" in row), {})
+        so_far = {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+        return dict(self.result.get("online") or so_far)
+
     def before(self) -> Estimate | None:
         """Held-out win rate of the initial policy with its 95% Wilson interval; None if it was not evaluated."""
         return interval(self.evaluations[0]) if self.evaluations and self.evaluations[0].get("labels") == 0 else None

@@ -32,7 +32,7 @@ from rayalign.serve.kinds import ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
 from rayalign.serve.policy.config import TOKEN_VARIABLE, PolicyServerConfig
 
-OF_A_RUN = ("data", "human")
+OF_A_RUN = ("data", "human", "users")
 """Kinds of oracle that know a run's own data alone, or have a page of their own."""
 
 

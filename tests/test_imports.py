@@ -29,7 +29,7 @@ ORDER = """
     scoring
     serve
     metrics evaluate logs result run_record plots standings report progress
-    run_config stored_run agent_state resources placement recipe heldout collector collector_client
+    run_config stored_run agent_state resources placement recipe heldout collector online collector_client
     loop branch guided many example comparison tune search_results memory calibration estimate
     replay_feed replay_run model_card export_run aligned answers harness serving
     cli

@@ -263,3 +263,24 @@ def test_a_report_shows_what_an_llm_judge_cost_and_how_it_leans(tmp_path: Path) 
     page = write_report([run]).read_text()
     for shown in ("3: 2 read, 1 in vain, 0 free", "0.75, calls in vain", "100.0% of 1 duels asked", "+0.400"):
         assert shown in page, shown
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_report_shows_what_users_were_shown_and_makes_up_no_regret(tmp_path: Path, known: bool) -> None:
+    run = write_run(tmp_path / "run")
+    assert "Users" not in write_report([run]).read_text()
+    assert not (run / "plots" / "online_regret.png").exists()
+    log = RunLog(run)
+    counts = {"questions": 1200, "offered": 130, "chosen": 100, "skipped": 20, "expired": 7, "open": 3}
+    numbers = {**counts, "preferred_share": 0.75} | ({"known": 1000, "cumulative_regret": 512.5} if known else {})
+    for batch in range(2):
+        shares = {name: value * (batch + 1) / 2 for name, value in numbers.items()}
+        log.metrics({"batch": batch, **{f"online/{name}": value for name, value in shares.items()}})
+    log.close()
+    (run / "result.json").write_text(json.dumps({"labels_spent": 100, "online": numbers}))
+    text = Page(write_report([run]).read_text()).text
+    shown = ["1,200 answered", "130 offered: 100 chosen, 20 skipped, 7 expired, 3 open", "75.0% of 100 choices"]
+    shown.append("512.50 over 1,000 questions, 0.512 a question" if known else "not known")
+    for words in shown:
+        assert words in text, words
+    assert (run / "plots" / "online_regret.png").exists()

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -57,6 +60,25 @@ def processes(title: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def start_driver(script: Path, agent: str, shown: Any = None, **settings: Any) -> subprocess.Popen:
+    """A process of its own, with a Ray of its own, that runs `agent` on the tabular world."""
+    script.write_text(f"import rayalign\nrayalign.run({agent!r}, 'rayalign/Tabular-v0', **{settings!r})\n")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, str(script)]
+    return subprocess.Popen(command, env=environment, start_new_session=True, stdout=shown, stderr=shown)
+
+
+def kill_driver(driver: subprocess.Popen) -> None:
+    """`kill -9`; when this returns, all that it had started is gone, too."""
+    assert driver.poll() is None, "the driver ended before it could be killed"
+    children = psutil.Process(driver.pid).children(recursive=True)
+    # Ray's own two agents take over a minute to notice that their node is gone, then leave too
+    ours = [process for process in children if "Agent" not in process.name()]
+    os.kill(driver.pid, signal.SIGKILL)
+    _, left = psutil.wait_procs(ours, timeout=60)
+    assert not left, f"processes outlived the driver: {left}"
 
 
 class Killer(threading.Thread):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -74,6 +74,13 @@ class Choice:
     """None: buy a label. A number (1.0: first wins, 0.0: second wins): the agent's own, never shown to the oracle."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able facts about the choice (acquisition value, member, ...); stored in the ledger."""
+
+
+class Chooser(Protocol):
+    """Whoever has an opinion about answers; an `Agent`, mostly."""
+
+    def best_of(self, prompt: Prompt, candidates: Sequence[Candidate]) -> int | None:
+        """Index of the best candidate, or None where there is no opinion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

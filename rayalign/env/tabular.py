@@ -64,6 +64,13 @@ class Tabular(World):
         """All training prompts."""
         return [self._prompt(context, _TRAINING) for context in range(self.num_prompts)]
 
+    def find(self, text: str) -> Prompt | None:
+        """The context that `text` names, in the wording in which it does."""
+        found = _PROMPT.fullmatch(text)
+        if not found or int(found[1]) >= self.num_prompts:
+            return None
+        return self._prompt(int(found[1]), text.partition(" ")[0])
+
     def _prompt(self, context: int, word: str) -> Prompt:
         return Prompt(
             id=f"tabular-{self.seed}-{word}-{context}",

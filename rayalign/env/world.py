@@ -30,6 +30,10 @@ class World:
         """Every prompt that a run may draw, to be validated before a label is bought; empty if endless."""
         return ()
 
+    def find(self, text: str) -> Prompt | None:
+        """The prompt of this world that reads `text`, whoever asks it; None: there is none, or nobody can tell."""
+        return None
+
     # -- truth ---------------------------------------------------------------------------------------------------
     @property
     def has_truth(self) -> bool:

@@ -11,6 +11,7 @@ from rayalign.serve.http.config import HttpConfig
 from rayalign.serve.judge_config import JudgeConfig
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.pairwise_config import PairwiseConfig
+from rayalign.serve.users.config import UsersConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,8 @@ class OracleConfig:
     kind: str = "world"
     """`world` (the environment's own hidden reward), `data` (what preference data says of its own pairs), `function`
     (yours), `reward_model` and `pairwise` (Hugging Face), `judge` (a language model behind an OpenAI-compatible
-    endpoint), `http` (an oracle that is served elsewhere), `human` (people, on a page), or the import path
-    `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
+    endpoint), `http` (an oracle that is served elsewhere), `human` (people, on a page), `users` (who chat with the
+    policy), or the import path `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
     target: str = ""
     """function: import path `package.module:attribute`; reward_model, pairwise: Hugging Face id or directory; judge:
     the model's name at its endpoint; http: the service's address, like http://127.0.0.1:8710; else unused."""
@@ -85,6 +86,8 @@ class OracleConfig:
     """http only: how the service that judges is asked."""
     human: HumanConfig = field(default_factory=HumanConfig)
     """human only: who labels, and where the page is."""
+    users: UsersConfig = field(default_factory=UsersConfig)
+    """users only: where they chat with the policy."""
 
     def __post_init__(self) -> None:
         _one_of("labels", self.labels, LABEL_MODES)

@@ -32,6 +32,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SHORTEST_TOKEN, LONGEST_TOKEN = 16, 512
 """Characters; `python -c "import secrets; print(secrets.token_urlsafe())"` makes 43."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+CALLER = "rayalign.caller"
+"""Key of a scope: the name of who asks; empty where nobody has a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,10 @@ class GuardConfig:
     """Whom the guard lets in."""
 
     token_digest: str = ""
-    """SHA-256 of the bearer token, hex (`digest`); empty asks for none, and then only loopback names are answered."""
+    """SHA-256 of the bearer token, hex (`digest`); empty and no `callers`: none is asked for, and then only loopback
+    names are answered."""
+    callers: tuple[tuple[str, str], ...] = ()
+    """Names and digests of tokens, where each caller has one: the application finds the name at `scope[CALLER]`."""
     max_body_bytes: int = 1 << 20
     """Longest body of a request."""
     max_requests: int = 256
@@ -88,7 +93,9 @@ class HttpGuard:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "This request comes from a page of another site.", {}
-        if not self.config.token_digest:
+        scope[CALLER] = ""
+        known = self.config.callers or (("", self.config.token_digest),)
+        if not known[0][1]:
             # A page that a browser shows may have its name point here; such a name is never a loopback name.
             if urlsplit(f"//{host}").hostname not in LOOPBACK_NAMES:
                 return 403, "Without a token this server answers at its loopback address only.", {}
@@ -96,8 +103,12 @@ class HttpGuard:
         if scope["path"] in self.config.open_paths:
             return None
         kind, _, token = headers.get(b"authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(digest(token.strip()), self.config.token_digest):
+        given = digest(token.strip())
+        # Every digest is compared, whatever the outcome: the time taken says nothing about them.
+        found = [name for name, expected in known if hmac.compare_digest(given, expected)]
+        if kind.lower() != "bearer" or not found:
             return 401, "This server needs its token: Authorization: Bearer ...", {"www-authenticate": "Bearer"}
+        scope[CALLER] = found[0]
         return None
 
     def _type(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:

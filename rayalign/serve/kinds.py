@@ -25,6 +25,11 @@ from rayalign.env.world import World
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.serve.config import OracleConfig
 
+WEEK_S = 7 * 24 * 3600.0
+"""How long kinds that depend on people wait for them."""
+COLLECTORS = "rayalign-collectors"
+"""Ray namespace of the collectors of online runs, each under the name of its oracle's Serve application."""
+
 
 class Address(NamedTuple):
     """Where an oracle listens for HTTP."""
@@ -74,6 +79,9 @@ class OracleKind:
     """Where it listens; None: it is reached through Serve's handle alone, and no port is opened."""
     who: str = "the oracle"
     """Whom a run waits for, in words."""
+    online: bool = False
+    """Prompts come from who judges, too: the run's collector is a `rayalign.online.OnlineCollector`, which answers them
+    and is reached as `COLLECTORS` says; and it takes another oracle to judge held-out answers."""
     notice: Callable[[OracleConfig], str] = _silent
     """A line for whoever started the run; never a secret."""
 
@@ -87,6 +95,7 @@ ORACLES: dict[str, OracleKind | str] = {
     "judge": "rayalign.serve.judge:JUDGE",
     "http": "rayalign.serve.http.client:HTTP",
     "human": "rayalign.serve.labelling.kind:HUMAN",
+    "users": "rayalign.serve.users.kind:USERS",
 }
 """Name -> kind, or where to import it from (`module:NAME`), so that nobody loads what they don't use."""
 

@@ -1,14 +1,9 @@
 """Kill anything at any time: the run goes on, or resumes with one command, and its ledger is the undisturbed one."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 
-import psutil
 import pytest
-from whole_runs import WITH_ENGINE, Killer, contents, spent
+from whole_runs import WITH_ENGINE, Killer, contents, kill_driver, spent, start_driver
 
 import rayalign
 
@@ -33,27 +28,14 @@ def test_a_killed_part_changes_nothing_that_was_or_will_be_bought(title, undistu
 
 def test_a_killed_driver_resumes_with_one_command(undisturbed, tmp_path):
     run_dir = tmp_path / "run"
-    script = tmp_path / "driver.py"
-    script.write_text(
-        "import rayalign\n"
-        "rayalign.run('passive', 'rayalign/Tabular-v0', budget=48, seed=3, "
-        f"run_dir={str(run_dir)!r}, **{WITH_ENGINE!r})\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True)
+    settings = {"budget": 48, "seed": 3, "run_dir": str(run_dir), **WITH_ENGINE}
+    driver = start_driver(tmp_path / "driver.py", "passive", **settings)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and driver.poll() is None:
         if spent(run_dir / "ledger.arrow") >= 14:
             break
         time.sleep(0.05)
-    assert driver.poll() is None, "the driver ended before it could be killed"
-    children = psutil.Process(driver.pid).children(recursive=True)
-    titles = {process.pid: process.name() for process in children}
-    os.kill(driver.pid, signal.SIGKILL)
-    # Ray's own two agents take over a minute to notice that their node is gone, then leave too
-    ours = [process for process in children if "Agent" not in titles[process.pid]]
-    _, left = psutil.wait_procs(ours, timeout=60)
-    assert not left, f"processes outlived the driver: {left}"
+    kill_driver(driver)
     bought_before = contents(run_dir)
     assert 14 <= len(bought_before) < 48
 

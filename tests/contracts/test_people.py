@@ -1,22 +1,17 @@
 """People as the oracle of a whole run: every label is an answer of somebody, and no answer is asked for twice."""
 
 import json
-import os
 import random
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 
 import httpx
-import psutil
 import pyarrow as pa
 import pytest
-from whole_runs import SMALL, Killer, contents, spent
+from whole_runs import SMALL, Killer, contents, kill_driver, spent, start_driver
 
 import rayalign
 from rayalign.errors import ConfigError
@@ -195,20 +190,11 @@ def test_training_goes_on_while_people_think_and_whoever_is_killed(small_run, tm
     assert versions[-1] == 6, "the last answers are trained on"
 
 
-def test_a_run_whose_driver_is_killed_while_people_think_is_resumed_and_asks_nobody_twice(tmp_path):
+def test_a_run_whose_driver_is_killed_while_people_think_is_resumed_and_asks_nobody_twice(cluster, tmp_path):
     port, run_dir = free_port(), tmp_path / "run"
     settings = {**SMALL, "oracle.human.port": port, "logging.progress": "plain", "evaluation.every": 0}
-    script = tmp_path / "driver.py"
-    script.write_text(
-        "import rayalign\n"
-        "rayalign.run('passive', 'rayalign/Tabular-v0', oracle='human', budget=16, seed=3, "
-        f"run_dir={str(run_dir)!r}, **{settings!r})\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    shown = (tmp_path / "shown.txt").open("w")
-    driver = subprocess.Popen(
-        [sys.executable, str(script)], env=environment, start_new_session=True, stdout=shown, stderr=shown
-    )
+    settings |= {"oracle": "human", "budget": 16, "seed": 3, "run_dir": str(run_dir)}
+    driver = start_driver(tmp_path / "driver.py", "passive", (tmp_path / "shown.txt").open("w"), **settings)
     tokens = run_dir / "labelling" / "tokens"
     deadline = time.monotonic() + 200
     while not tokens.exists():
@@ -219,11 +205,7 @@ def test_a_run_whose_driver_is_killed_while_people_think_is_resumed_and_asks_nob
         while spent(run_dir / "ledger.arrow") < 5:
             assert driver.poll() is None and time.monotonic() < deadline, (tmp_path / "shown.txt").read_text()
             time.sleep(0.05)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    ours = [process for process in children if "Agent" not in process.name()]
-    os.kill(driver.pid, signal.SIGKILL)
-    _, left = psutil.wait_procs(ours, timeout=60)
-    assert not left, f"processes outlived the driver: {left}"
+    kill_driver(driver)
     before = contents(run_dir)
     assert 5 <= len(before) < 16
     assert re.search(  # "waiting for people" or "collecting", as it happens to be when a line is due

@@ -47,6 +47,14 @@ def test_heldout_prompts_are_no_training_prompts_and_have_an_arm_as_reference():
     assert world.heldout(3) == heldout[:3]
 
 
+def test_a_text_is_found_if_it_names_a_context_in_one_of_the_two_wordings():
+    world = Tabular(num_prompts=4)
+    for prompt in (world.prompt(2), *world.heldout(4)):
+        assert world.find(prompt.text) == prompt
+    for text in ("choose for c4", "choose for c1 please", "take for c1", ""):
+        assert world.find(text) is None
+
+
 def test_a_seed_is_a_table():
     same, other = Tabular(seed=1), Tabular(seed=2)
     np.testing.assert_array_equal(Tabular(seed=1).utilities_PN, same.utilities_PN)

@@ -201,3 +201,13 @@ def test_a_world_that_is_not_shipped_is_built_once_into_the_cache(tmp_path, monk
 def test_what_is_shipped_is_small() -> None:
     assert backbone_dir().parent == ASSETS
     assert sum(path.stat().st_size for path in ASSETS.rglob("*")) < 6e6
+
+
+def test_any_report_is_found_and_nothing_else_is() -> None:
+    world = TinyWorld(seed=1)
+    found = world.find(world.prompt(3).text)
+    assert found is not None and found.text == world.prompt(3).text
+    assert world.best_reward(found) == world.best_reward(world.prompt(3))
+    assert world.find(found.text) == found
+    assert world.find("Report: rusty hinge. Summary:").id != found.id
+    assert world.find("What is the capital of France?") is None

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from rayalign.errors import ConfigError
-from rayalign.serve.http_guard import GuardConfig, HttpGuard, digest, read_token
+from rayalign.serve.http_guard import CALLER, GuardConfig, HttpGuard, digest, read_token
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -49,6 +49,19 @@ def test_only_the_token_gets_in_and_health_needs_none():
     assert [answer.status_code for answer in answers] == [401] * 5 + [200, 200]
     assert answers[0].headers["www-authenticate"] == "Bearer"
     assert answers[0].json()["error"]["type"] == "authentication_error"
+
+
+def test_callers_with_tokens_of_their_own_are_known_by_name():
+    async def who(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope[CALLER].encode()})
+
+    tokens = {name: f"the-secret-token-of-{name}" for name in ("ann", "bob")}
+    config = GuardConfig(callers=tuple((name, digest(token)) for name, token in tokens.items()))
+    requests = [("GET", "/", bearer(token)) for token in (*tokens.values(), "the-secret-token-of-eve")]
+    answers = ask(config, *requests, ("GET", "/health", {}), app=who, host="example.org")
+    assert [(answer.status_code, answer.text) for answer in answers[:2]] == [(200, "ann"), (200, "bob")]
+    assert answers[2].status_code == 401 and (answers[3].status_code, answers[3].text) == (200, "")
 
 
 def test_the_body_arrives_whole_and_one_byte_too_many_is_refused_declared_or_not():

@@ -12,7 +12,7 @@ from rayalign.env.tinyworld.annotators import CAREFUL_DEMONSTRATIONS, CAREFUL_RE
 from rayalign.env.tinyworld.language import ITEMS, MAX_WORDS, Listing, parse_prompt, render_prompt, words
 from rayalign.env.tinyworld.reward import WORD, best_places, hidden_weights, score
 from rayalign.env.world import World
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, DataError
 from rayalign.types import Prompt
 
 BACKBONE_WORLDS = range(10_000, 20_000)
@@ -101,6 +101,15 @@ class TinyWorld(World):
                 reference=" ".join(reference),
             )
         return list(prompts.values())
+
+    def find(self, text: str) -> Prompt | None:
+        """Any report that parses is one of this world's; its reference, which its index decides, is not known."""
+        try:
+            parse_prompt(text)
+        except DataError:
+            return None
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return Prompt(id=f"tinyworld-{self.seed}-{digest}", text=text, token_ids=())
 
     # -- truth -----------------------------------------------------------------------------------------------
     @property

@@ -10,11 +10,9 @@ from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError
 from rayalign.serve.config import OracleConfig
-from rayalign.serve.kinds import Address, OracleKind
+from rayalign.serve.kinds import WEEK_S, Address, OracleKind
 from rayalign.serve.labelling.aggregate import check_aggregate
 from rayalign.serve.labelling.config import tokens_path
-
-WEEK_S = 7 * 24 * 3600.0
 
 
 def make(config: OracleConfig, world: World | None) -> Oracle:

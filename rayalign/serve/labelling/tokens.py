@@ -1,4 +1,4 @@
-"""Who may label: a secret token per annotator. No token is ever part of a message, a log or a `repr`."""
+"""Who may label or ask: a secret token per person. No token is ever part of a message, a log or a `repr`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rayalign.errors import ConfigError
+from rayalign.serve.http_guard import digest
 
 SHORTEST = 16
 """Characters; `python -c "import secrets; print(secrets.token_urlsafe())"` makes 43."""
@@ -18,20 +19,23 @@ LONGEST = 256
 
 
 class Tokens:
-    """The annotators and their tokens. Raises `ConfigError` that names whose token is too short, long or not alone."""
+    """People and their tokens. Raises `ConfigError` that names whose token is too short, long or not alone.
 
-    def __init__(self, by_name: Mapping[str, str]) -> None:
+    `setting` names the file that they come from, and `person` what they are, for messages.
+    """
+
+    def __init__(
+        self, by_name: Mapping[str, str], *, setting: str = "oracle.human.tokens_file", person: str = "annotator"
+    ) -> None:
         if not by_name:
-            raise ConfigError(
-                "the labelling page has no annotators: oracle.human.tokens_file has no `name token` line."
-            )
+            raise ConfigError(f"there are no {person}s: {setting} has no `name token` line.")
         for name, token in by_name.items():
             if not re.fullmatch(r"[\w.@-]{1,64}", name):
-                raise ConfigError(f"annotator {name!r}: a name has 1 to 64 letters, digits and . _ - @ in it.")
+                raise ConfigError(f"{person} {name!r}: a name has 1 to 64 letters, digits and . _ - @ in it.")
             if not SHORTEST <= len(token) <= LONGEST:
-                raise ConfigError(f"the token of annotator {name!r} must have {SHORTEST} to {LONGEST} characters.")
+                raise ConfigError(f"the token of {person} {name!r} must have {SHORTEST} to {LONGEST} characters.")
         if len(set(by_name.values())) < len(by_name):
-            raise ConfigError("two annotators have the same token, so that nobody could tell who answers.")
+            raise ConfigError(f"two {person}s have the same token, so that nobody could tell who answers.")
         self._by_name = dict(by_name)
 
     @property
@@ -40,25 +44,21 @@ class Tokens:
         return list(self._by_name)
 
     @classmethod
-    def read(cls, path: str | Path) -> Tokens:
-        """From a file with a line `name token` per annotator."""
+    def read(cls, path: str | Path, *, setting: str = "oracle.human.tokens_file", person: str = "annotator") -> Tokens:
+        """From a file with a line `name token` per person."""
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"oracle.human.tokens_file={str(path)!r} can't be read: {type(error).__name__}."
-            ) from error
+            raise ConfigError(f"{setting}={str(path)!r} can't be read: {type(error).__name__}.") from error
         by_name: dict[str, str] = {}
         for number, line in enumerate(lines, start=1):
             words = line.partition("#")[0].split()
             if not words:
                 continue
             if len(words) != 2 or words[0] in by_name:
-                raise ConfigError(
-                    f"oracle.human.tokens_file={str(path)!r}, line {number}: expected `name token`, each name once."
-                )
+                raise ConfigError(f"{setting}={str(path)!r}, line {number}: expected `name token`, each name once.")
             by_name[words[0]] = words[1]
-        return cls(by_name)
+        return cls(by_name, setting=setting, person=person)
 
     @classmethod
     def read_or_make(cls, path: Path) -> Tokens:
@@ -71,6 +71,10 @@ class Tokens:
         with os.fdopen(file, "w") as text:
             text.write(f"annotator {secrets.token_urlsafe(24)}\n")
         return cls.read(path)
+
+    def digests(self) -> tuple[tuple[str, str], ...]:
+        """Each name with the digest of its token (`http_guard.digest`)."""
+        return tuple((name, digest(token)) for name, token in self._by_name.items())
 
     def owner(self, token: str) -> str | None:
         """Whose token it is."""
@@ -88,8 +92,8 @@ class Tokens:
     def _find(given: str, known: Mapping[str, str]) -> str | None:
         """Every secret is compared, all of it, whatever the outcome: the time taken says nothing about them."""
         found = None
-        digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
+        hashed = hashlib.sha256(given.encode("utf-8", "replace")).digest()
         for name, secret in known.items():
-            if hmac.compare_digest(digest, hashlib.sha256(secret.encode()).digest()):
+            if hmac.compare_digest(hashed, hashlib.sha256(secret.encode()).digest()):
                 found = name
         return found

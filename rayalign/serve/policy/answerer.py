@@ -18,19 +18,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from rayalign.agents.agent import Chooser
 from rayalign.errors import RayalignError, RolloutError, WaitError
 from rayalign.rollout.engine import Engine, Sampling
 from rayalign.types import Candidate, Prompt
 
 CHOICES_APART = 1 << 16
 """So that a choice of one seed is not the first choice of the next seed."""
-
-
-class Chooser(Protocol):
-    """Whoever has an opinion about answers; an `Agent`, mostly."""
-
-    def best_of(self, prompt: Prompt, candidates: Sequence[Candidate]) -> int | None:
-        """Index of the best candidate, or None where there is no opinion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,7 @@ from rayalign.env.prompt_data import readable_messages
 from rayalign.errors import DataError, RayalignError, WaitError
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.encode import PromptEncoder, check_fits, context_length
+from rayalign.rollout.engine import Sampling
 from rayalign.serve.http_guard import HttpGuard, error_body
 from rayalign.serve.policy.answerer import Answer, Answerer, Question
 from rayalign.serve.policy.config import PolicyServerConfig
@@ -46,6 +47,7 @@ from rayalign.serve.policy.openai import (
     Request,
     TextChoice,
     Usage,
+    before,
 )
 from rayalign.types import Candidate, Prompt
 
@@ -60,20 +62,18 @@ def build_app(config: PolicyServerConfig, rollout: RolloutConfig, policy: str, a
         answerer: who answers.
     """
     app = FastAPI(title="rayalign policy", version=code_version(), docs_url=None, redoc_url=None)
-    server = _Server(config, rollout, policy, answerer)
+    server = PolicyServer(config, rollout, policy, answerer)
     app.add_api_route("/health", server.health)
     app.add_api_route("/v1/models", server.models)
     app.add_api_route("/v1/models/{model:path}", server.one_model)
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=ChatReply)
     app.add_api_route("/v1/completions", server.complete, methods=["POST"], response_model=CompletionReply)
-    app.add_exception_handler(RequestValidationError, _not_valid)  # type: ignore[arg-type]
-    app.add_exception_handler(StarletteError, _refused)  # type: ignore[arg-type]
-    app.add_exception_handler(RayalignError, _failed)  # type: ignore[arg-type]
+    tell_errors(app)
     return HttpGuard(app, config.guard())  # type: ignore[arg-type]  # the same protocol, spelled in other types
 
 
-class _Server:
-    """One method per path."""
+class PolicyServer:
+    """One method per path, and the pieces of a chat for who serves them otherwise."""
 
     def __init__(self, config: PolicyServerConfig, rollout: RolloutConfig, policy: str, answerer: Answerer) -> None:
         self.config, self.rollout, self.answerer = config, rollout, answerer
@@ -84,37 +84,28 @@ class _Server:
 
     # -- paths ----------------------------------------------------------------------------------------------------
     async def health(self) -> dict[str, str]:
+        """Whether it lives."""
         self.answerer.check_health()
         return {"status": "ok"}
 
     async def models(self) -> ModelList:
+        """The one model."""
         return ModelList(data=[self._entry()])
 
     async def one_model(self, model: str) -> ModelEntry:
+        """The model of that name."""
         self._check_model(model)
         return self._entry()
 
     async def chat(self, request: ChatRequest) -> ChatReply | Response:
-        self._check_model(request.model)
-        if len(request.messages) > self.config.max_messages:
-            raise HTTPException(400, f"messages has more than {self.config.max_messages} entries.")
-        prompt = self._chat_prompt([message.plain() for message in request.messages])
+        """Answers to a conversation."""
+        prompt = self.chat_prompt(request)
         (answer,) = await self._answer(request, [prompt])
-        choices = [_shortened(candidate, request.stops) for candidate in answer.choices]
-        reply = ChatReply(
-            id=f"chatcmpl-{secrets.token_hex(12)}",
-            created=int(time.time()),
-            model=request.model,
-            choices=[
-                ChatChoice(index=i, message=AnswerMessage(content=text), finish_reason="stop" if stopped else "length")
-                for i, (text, stopped) in enumerate(choices)
-            ],
-            usage=_usage([prompt], [answer]),
-            system_fingerprint=_fingerprint([answer]),
-        )
+        reply = self.chat_reply(request, prompt, answer)
         return stream(reply, usage=request.wants_usage) if request.stream else reply
 
     async def complete(self, request: CompletionRequest) -> CompletionReply | Response:
+        """Continuations of texts or token ids."""
         self._check_model(request.model)
         if not 1 <= len(request.prompts) <= self.config.max_prompts:
             raise HTTPException(
@@ -136,7 +127,46 @@ class _Server:
         )
         return stream(reply, usage=request.wants_usage) if request.stream else reply
 
-    # -- pieces -----------------------------------------------------------------------------------------------------
+    # -- pieces of a chat -------------------------------------------------------------------------------------------
+    def chat_prompt(self, request: ChatRequest) -> Prompt:
+        """What the policy is asked, encoded; `HTTPException` and `DataError` for what can't be."""
+        self._check_model(request.model)
+        if len(request.messages) > self.config.max_messages:
+            raise HTTPException(400, f"messages has more than {self.config.max_messages} entries.")
+        return self._chat_prompt([message.plain() for message in request.messages])
+
+    def sampling(self, request: Request, prompts: Sequence[Prompt]) -> Sampling:
+        """How to answer `prompts`: as in training, where the request says nothing. Refuses what is too much."""
+        if request.n > self.config.max_choices:
+            raise HTTPException(400, f"n={request.n} is more than this server's {self.config.max_choices}.")
+        longest = request.longest or self.rollout.max_tokens
+        if longest > self.rollout.max_tokens:
+            raise HTTPException(
+                400,
+                f"max_tokens={longest} is more than this server's {self.rollout.max_tokens}; it may be started with "
+                "--set rollout.max_tokens=....",
+            )
+        for prompt in prompts:
+            check_fits(prompt, longest, self.context)
+        given = {"temperature": request.temperature, "top_p": request.top_p, "max_tokens": longest}
+        return self.rollout.sampling(n=request.n, **{k: v for k, v in given.items() if v is not None})
+
+    def chat_reply(self, request: ChatRequest, prompt: Prompt, answer: Answer) -> ChatReply:
+        """The answer in OpenAI's words."""
+        choices = [_shortened(candidate, request.stops) for candidate in answer.choices]
+        return ChatReply(
+            id=f"chatcmpl-{secrets.token_hex(12)}",
+            created=int(time.time()),
+            model=request.model,
+            choices=[
+                ChatChoice(index=i, message=AnswerMessage(content=text), finish_reason="stop" if stopped else "length")
+                for i, (text, stopped) in enumerate(choices)
+            ],
+            usage=_usage([prompt], [answer]),
+            system_fingerprint=_fingerprint([answer]),
+        )
+
+    # -- inside -----------------------------------------------------------------------------------------------------
     def _entry(self) -> ModelEntry:
         return ModelEntry(id=self.config.model, created=self.started)
 
@@ -169,19 +199,7 @@ class _Server:
         return Prompt(id="request", text=tokenizer.decode(given), token_ids=tuple(given))
 
     async def _answer(self, request: Request, prompts: Sequence[Prompt]) -> list[Answer]:
-        if request.n > self.config.max_choices:
-            raise HTTPException(400, f"n={request.n} is more than this server's {self.config.max_choices}.")
-        longest = request.longest or self.rollout.max_tokens
-        if longest > self.rollout.max_tokens:
-            raise HTTPException(
-                400,
-                f"max_tokens={longest} is more than this server's {self.rollout.max_tokens}; it may be started with "
-                "--set rollout.max_tokens=....",
-            )
-        given = {"temperature": request.temperature, "top_p": request.top_p, "max_tokens": longest}
-        sampling = self.rollout.sampling(n=request.n, **{k: v for k, v in given.items() if v is not None})
-        for prompt in prompts:
-            check_fits(prompt, longest, self.context)
+        sampling = self.sampling(request, prompts)
         seed = secrets.randbits(62) if request.seed is None else request.seed
         questions = [
             Question(prompt=prompt, sampling=sampling, seed=seed + position) for position, prompt in enumerate(prompts)
@@ -191,8 +209,8 @@ class _Server:
 
 def _shortened(candidate: Candidate, stops: Sequence[str]) -> tuple[str, bool]:
     """The answer's text up to the first of `stops`, and whether it came to its end."""
-    found = [place for stop in stops if stop and (place := candidate.text.find(stop)) >= 0]
-    return (candidate.text[: min(found)], True) if found else (candidate.text, candidate.finished)
+    text = before(candidate.text, stops)
+    return text, candidate.finished or text != candidate.text
 
 
 def _usage(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> Usage:
@@ -205,6 +223,13 @@ def _fingerprint(answers: Sequence[Answer]) -> str:
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
+def tell_errors(app: FastAPI) -> None:
+    """Have `app` say what is wrong as OpenAI's clients read it."""
+    app.add_exception_handler(RequestValidationError, _not_valid)  # type: ignore[arg-type]
+    app.add_exception_handler(StarletteError, _refused)  # type: ignore[arg-type]
+    app.add_exception_handler(RayalignError, _failed)  # type: ignore[arg-type]
+
+
 def _error(status: int, message: str, param: str | None = None, code: str | None = None) -> Response:
     body = error_body(status, message)
     body["error"] |= {"param": param, "code": code}
@@ -224,7 +249,7 @@ async def _not_valid(request: HttpRequest, error: RequestValidationError) -> Res
 
 
 async def _refused(request: HttpRequest, error: StarletteError) -> Response:
-    """What `_Server` refuses, and what no route takes."""
+    """What `PolicyServer` refuses, and what no route takes."""
     if error.status_code in (404, 405) and not isinstance(error, HTTPException):
         return _error(error.status_code, f"There is no {request.method} {request.url.path[:80]} here.")
     return _error(error.status_code, str(error.detail), code="model_not_found" if error.status_code == 404 else None)

@@ -9,11 +9,12 @@ from typing import Any
 
 from ray import serve
 
+from rayalign.agents.agent import Chooser
 from rayalign.errors import ConfigError, ResourceError, RolloutError, WaitError
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.replica import make_engine
 from rayalign.serve.http_guard import HttpGuard
-from rayalign.serve.policy.answerer import Chooser, EngineAnswerer
+from rayalign.serve.policy.answerer import EngineAnswerer
 from rayalign.serve.policy.app import build_app
 from rayalign.serve.policy.config import PolicyServerConfig
 

@@ -7,6 +7,7 @@ because clients send such values by themselves, and is an error with any other. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -159,6 +160,15 @@ class CompletionRequest(Request):
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         return list(self.prompt)  # type: ignore[arg-type]
+
+
+def before(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of `stops`.
+
+    >>> before("one, two. three", [".", ","]), before("one", ["x", ""])
+    ('one', 'one')
+    """
+    return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))]
 
 
 # -- replies ----------------------------------------------------------------------------------------------------------

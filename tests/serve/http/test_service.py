@@ -177,6 +177,7 @@ def test_the_token_is_in_no_file_of_the_service(service, folder):
     ("what", "settings", "words"),
     [
         ("human", {}, "belongs to a run"),
+        ("users", {}, "belongs to a run"),
         ("data", {}, "belongs to a run"),
         ("world", {}, "name the environment"),
         ("world", {"env.seed": 1}, r"env\.seed is set, but no environment is named"),

@@ -117,7 +117,7 @@ def test_no_token_is_logged_or_part_of_an_error_or_a_repr(browser, caplog, tmp_p
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no annotators"),
+        ("", "there are no annotators"),
         ("ann short", "the token of annotator 'ann' must have 16 to 256"),
         ("ann aaaaaaaaaaaaaaaa\nbob aaaaaaaaaaaaaaaa", "the same token"),
         ("ann aaaaaaaaaaaaaaaa\nann bbbbbbbbbbbbbbbb", "line 3: expected `name token`, each name once"),

@@ -1,0 +1,54 @@
+"""Settings of the endpoint that users of a run's policy talk to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayalign.errors import ConfigError
+from rayalign.serve.labelling.config import is_loopback
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsersConfig:
+    """Where users chat with the policy, who they are, and how long they may choose. Only for `oracle.kind=users`."""
+
+    model: str = "policy"
+    """Name that requests have to name."""
+    host: str = "127.0.0.1"
+    """Address the endpoint listens on. Any but a loopback address needs tokens_file, and TLS in front of it."""
+    port: int = 8701
+    """TCP port the endpoint listens on."""
+    tokens_file: str = ""
+    """A line `name token` per user, `#` begins a comment; a comparison belongs to who got it. Empty: nobody needs a
+    token; on a loopback host only."""
+    choose_within_s: float = 900.0
+    """Seconds that a user has to choose between two answers; after them the comparison is void, and costs nothing."""
+    answer_within_s: float = 120.0
+    """Longest that a request waits for its answer, a restart of the collector included; then it is told so (503)."""
+    max_batch: int = 64
+    """Most questions that are answered together."""
+    max_choices: int = 16
+    """Most answers to one question that asks for several (`n`)."""
+    max_messages: int = 256
+    """Most messages in one conversation."""
+    max_body_bytes: int = 1 << 20
+    """Longest body of a request."""
+    max_requests: int = 256
+    """Requests that are worked on at the same time; more are told to come back (429)."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_choices", "max_messages", "max_body_bytes", "max_requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"oracle.users.{name}={getattr(self, name)} must be at least 1.")
+        for name in ("choose_within_s", "answer_within_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"oracle.users.{name}={getattr(self, name)} must be positive.")
+        if not 0 < self.port < 2**16:
+            raise ConfigError(f"oracle.users.port={self.port} must be in 1..65535.")
+        if not self.model or len(self.model) > 256:
+            raise ConfigError(f"oracle.users.model={self.model!r} must be a name of 1 to 256 characters.")
+        if not self.tokens_file and not is_loopback(self.host):
+            raise ConfigError(
+                f"oracle.users.host={self.host!r} can be reached from other machines, and oracle.users.tokens_file is "
+                "not set. Name a file with a token per user, or listen on 127.0.0.1."
+            )
