@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from rayalign.agents.agent import Agent, Choice, Chooser
-from rayalign.collector import QUESTIONS, SELECT, Collector
+from rayalign.collector import GENERATE, QUESTIONS, SELECT, Collector
 from rayalign.env.labels import Oracle
 from rayalign.env.truth import regrets
 from rayalign.env.world import World
@@ -46,6 +46,8 @@ from rayalign.serve.users.questions import UserAnswer, UserQuestion
 from rayalign.stopwatch import Stopwatch
 from rayalign.types import Candidate, Duel, Prompt
 
+ALONE = SELECT + 1
+"""Random numbers of a question that is sampled as its user wants it."""
 FOLDER = "users"
 """Of the book, in the run directory."""
 WAIT_S = 0.2
@@ -200,7 +202,7 @@ class OnlineCollector(Collector):
         answers: dict[int, UserAnswer] = {}
         if comparable:
             prompts = [questions[i].prompt for i in comparable]
-            candidates = self._propose(prompts, number, QUESTIONS)
+            candidates = self._propose(prompts, number, QUESTIONS, GENERATE)
             picked = self._pick(prompts, candidates, number)
             for place, i in enumerate(comparable):
                 pick, group = picked.get(place), candidates[place]
@@ -274,7 +276,7 @@ class OnlineCollector(Collector):
 
     def _sample(self, question: UserQuestion, number: int) -> list[Candidate]:
         """Answers as the user wants them sampled."""
-        seed = int(self._rng(number, QUESTIONS).integers(2**62)) if question.seed is None else question.seed
+        seed = int(self._rng(number, QUESTIONS, ALONE).integers(2**62)) if question.seed is None else question.seed
         (choices,) = self.pool.generate([question.prompt], question.sampling, seed)
         return choices
 

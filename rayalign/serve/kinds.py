@@ -26,7 +26,12 @@ from rayalign.errors import ConfigError, did_you_mean
 from rayalign.serve.config import OracleConfig
 
 WEEK_S = 7 * 24 * 3600.0
-"""How long kinds that depend on people wait for them."""
+PATIENT = {
+    "oracle.request_timeout_s": WEEK_S,
+    "learner.batch_timeout_s": WEEK_S,
+    "loop.gate_timeout_s": WEEK_S,
+}
+"""Defaults of the kinds that wait for people: nobody gives up on them within a week."""
 COLLECTORS = "rayalign-collectors"
 """Ray namespace of the collectors of online runs, each under the name of its oracle's Serve application."""
 

@@ -10,7 +10,7 @@ from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError
 from rayalign.serve.config import OracleConfig
-from rayalign.serve.kinds import WEEK_S, Address, OracleKind
+from rayalign.serve.kinds import PATIENT, Address, OracleKind
 from rayalign.serve.labelling.aggregate import check_aggregate
 from rayalign.serve.labelling.config import tokens_path
 
@@ -71,9 +71,6 @@ HUMAN = OracleKind(
         "evaluation.every": 0,  # their time is for the budget; the final policy is evaluated all the same
         "evaluation.at_start": False,
         "evaluation.num_prompts": 20,
-        # nobody gives up on people within a week
-        "oracle.request_timeout_s": WEEK_S,
-        "learner.batch_timeout_s": WEEK_S,
-        "loop.gate_timeout_s": WEEK_S,
+        **PATIENT,
     },
 )

@@ -10,7 +10,7 @@ from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError
 from rayalign.serve.config import OracleConfig
-from rayalign.serve.kinds import WEEK_S, Address, OracleKind
+from rayalign.serve.kinds import PATIENT, Address, OracleKind
 from rayalign.serve.labelling.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ USERS = OracleKind(
     defaults={
         "oracle.labels": "deterministic",  # a tie stays a tie
         "loop.max_staleness": 1,  # users compare answers of one version while the next is being learnt
-        # nobody gives up on users within a week
-        "oracle.request_timeout_s": WEEK_S,
-        "learner.batch_timeout_s": WEEK_S,
-        "loop.gate_timeout_s": WEEK_S,
+        **PATIENT,
     },
 )
 """Users as an oracle: they are answered at once, and some answers are comparisons, which label if they choose."""
