@@ -30,7 +30,7 @@ from rayalign.serve.endpoint import retry_after
 from rayalign.serve.http.schema import Description, Problem, Reply
 from rayalign.serve.http_guard import find_token
 from rayalign.serve.kinds import OracleKind, check_target
-from rayalign.serve.labelling.config import is_loopback
+from rayalign.serve.listening import is_loopback
 from rayalign.types import Duel, Verdict
 
 log = logging.getLogger(__name__)

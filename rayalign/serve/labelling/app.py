@@ -33,6 +33,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayalign.errors import LabellingError, LedgerError
+from rayalign.serve.attempts import Attempts, address_of
+from rayalign.serve.http_guard import digest
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.tokens import Tokens
 
@@ -59,7 +61,7 @@ DEFAULT_GUIDELINES = (
 
 
 def build_app(queue: DuelQueue, tokens: Tokens, guidelines: str = DEFAULT_GUIDELINES) -> Starlette:
-    """The application; it keeps no state of its own."""
+    """The application; of its own it keeps nothing but who has shown wrong tokens lately."""
     page = _Page(queue, tokens, guidelines)
     routes = [
         Route("/", page.index),
@@ -84,15 +86,22 @@ class _Page:
 
     def __init__(self, queue: DuelQueue, tokens: Tokens, guidelines: str) -> None:
         self.queue, self.tokens, self.guidelines = queue, tokens, guidelines
+        self.attempts = Attempts()
 
     async def index(self, request: Request) -> Response:
         return FileResponse(STATIC / "index.html")
 
     async def login(self, request: Request) -> Response:
         body = await _body(request, "token")
+        given, address = digest(body["token"]), address_of(request.scope)
+        if pause := self.attempts.wait_s(address, given):
+            told = f"Too many wrong tokens came from your address. Try again in {pause} seconds."
+            raise HTTPException(429, told, headers={"retry-after": str(pause)})
         name = self.tokens.owner(body["token"])
         if name is None:
+            self.attempts.wrong(address)
             raise HTTPException(401, "This token is not known.")
+        self.attempts.right(address, given)
         reply = JSONResponse({"annotator": name})
         secure = request.url.scheme == "https"
         reply.set_cookie(COOKIE, self.tokens.session(name), httponly=True, samesite="strict", secure=secure)
@@ -162,9 +171,14 @@ async def _body(request: Request, *fields: str) -> dict[str, str]:
         body = json.loads(raw)
     except (ValueError, RecursionError):
         raise HTTPException(400, "The body is not JSON.") from None
-    if not isinstance(body, dict) or set(body) != set(fields) or not all(isinstance(v, str) for v in body.values()):
+    if not isinstance(body, dict) or set(body) != set(fields) or not all(map(_is_text, body.values())):
         raise HTTPException(400, f"The body must be an object with the texts: {', '.join(fields) or 'none'}.")
     return body
+
+
+def _is_text(value: Any) -> bool:
+    """Half a surrogate pair is none: no reply could repeat it."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _refused(request: Request, error: HTTPException) -> Response:
