@@ -44,16 +44,16 @@ class Classifier:
     """
 
     def __init__(self, config: OracleConfig, labels: Sequence[int], what: str) -> None:
-        self.device = _device(config.device)
-        placed = _placement(config, self.device)
+        self.device = device_of(config.device)
+        placed = placement(config, self.device)
         self.model, self.tokenizer = _load(config, placed, labels, what)
         self.model.eval()
         if "device_map" in placed:
             self.device = self.model.device  # that of its first layer, which is where inputs go
         else:
             self.model.to(self.device)
-        self.name, self.version = _name(config.target), _version(self.model, config.quantization)
-        limit = _limit(self.model, self.tokenizer)
+        self.name, self.version = model_name(config.target), _version(self.model, config.quantization)
+        limit = longest_input(self.model, self.tokenizer)
         self.max_tokens = min(config.max_tokens or limit, limit)
         self.token_types = getattr(self.model.config, "type_vocab_size", 0) > 0
         self.token_budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
@@ -190,7 +190,7 @@ def _foreign(config: Any) -> str:
     return f" It was saved as {foreign[0]}, which transformers does not have." if foreign else ""
 
 
-def _placement(config: OracleConfig, device: torch.device) -> dict[str, Any]:
+def placement(config: OracleConfig, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` needs to spread the model over a replica's GPUs, or to store it in fewer bits."""
     options: dict[str, Any] = {}
     if config.device == "auto" and device.type == "cuda" and config.gpus_per_replica > 1:
@@ -218,7 +218,8 @@ def _quantization(config: OracleConfig) -> dict[str, Any]:
     return {"quantization_config": four_bits}
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `oracle.device` names."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -229,19 +230,25 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _limit(model: Any, tokenizer: Any) -> int:
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """Most tokens that both know how to take."""
     limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
     known = [limit for limit in limits if limit and 0 < limit < UNLIMITED]
     return min(known, default=UNLIMITED)
 
 
-def _name(target: str) -> str:
+def model_name(target: str) -> str:
+    """The last name of a directory, or the id."""
     return Path(target).name if Path(target).is_dir() else target
 
 
 def _version(model: Any, quantization: str) -> str:
-    """Its commit on the hub, or a checksum of its head; how it is stored, since that changes what it says."""
+    """Its commit on the hub, or a checksum of its head."""
     commit = getattr(model.config, "_commit_hash", None)
     name, parameter = list(model.named_parameters())[-1]
-    version = commit[:12] if commit else checksum({name: parameter})[:12]
-    return f"{version}:{quantization}" if quantization else version
+    return version_name(commit or checksum({name: parameter}), quantization)
+
+
+def version_name(version: str, quantization: str) -> str:
+    """Short, and with how the model is stored, since that changes what it says."""
+    return f"{version[:12]}:{quantization}" if quantization else version[:12]
