@@ -44,4 +44,6 @@ def oracle(
             f"serving oracle {server.oracle} at {server.url}/v1/verdicts{token}; schema: {server.url}/openapi.json; "
             f"paid answers: {server.folder}; Ctrl-C ends it"
         )
+        if server.notice:
+            typer.echo(server.notice)
         wait_until_stopped()

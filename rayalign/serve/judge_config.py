@@ -12,6 +12,8 @@ from rayalign.serve.judge_prompts import TEMPLATES, missing_places
 
 LOCAL = "local"
 """What `base_url` says for a model in the oracle's own replicas."""
+DIGITS_ALONE = {"structured_outputs": {"choice": ["0", "1"]}}
+"""As `request`, how vLLM's server is told that the judge may say nothing else; a local model understands it, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +112,10 @@ class JudgeConfig:
 
     def _check_url(self) -> None:
         if self.base_url == LOCAL:
-            if self.request:
+            if self.request not in ({}, DIGITS_ALONE):
                 raise ConfigError(
                     "oracle.judge.request has further fields for an endpoint, and with oracle.judge.base_url=local "
-                    "there is none. Leave it out."
+                    f"there is none; all that it may be is {DIGITS_ALONE}. Leave it out."
                 )
             return
         url = urlsplit(self.base_url)

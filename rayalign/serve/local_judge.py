@@ -126,6 +126,8 @@ class LocalJudge:
         length = next((i for i, token in enumerate(answer) if token in ends), None)
         likely = {text: logprobs[tokens].logsumexp(0).item() for text, tokens in self._digits.items()}
         first = self.tokenizer.decode([answer[0]]).strip()
+        if self.config.request and likely:
+            first = max(likely, key=lambda text: likely[text])
         return Reply(
             text=self.tokenizer.decode(answer[:length], skip_special_tokens=True),
             finish_reason="length" if length is None else "stop",

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from rayalign.errors import ConfigError, DataError
 from rayalign.serve import OracleConfig
 from rayalign.serve.judge import JudgeOracle
-from rayalign.serve.judge_config import JudgeConfig
+from rayalign.serve.judge_config import DIGITS_ALONE, JudgeConfig
 from rayalign.types import Candidate, Duel, Prompt
 
 VOCABULARY = ["<eos>", "<unk>", "<user>", "<assistant>", "0", "1", "A", "B", "C", "X", *(f"w{i}" for i in range(20))]
@@ -88,9 +88,14 @@ def test_a_text_is_read_to_its_end_and_one_that_has_none_is_a_failure(tmp_path):
 
 
 def test_what_is_neither_digit_is_a_failure_and_never_a_label(tmp_path):
-    judge = judge_of(save(tmp_path / "chats", ("w1", "w2")))
-    (verdict,) = judge.judge([duel(0)])
+    chats = save(tmp_path / "chats", ("w1", "w2"))
+    (verdict,) = judge_of(chats).judge([duel(0)])
     assert verdict.probability is None and "unreadable verdict" in verdict.failure and not verdict.price
+    (verdict,) = judge_of(chats, request=DIGITS_ALONE, order="random").judge([duel(0)])
+    bare, d = (AutoModelForCausalLM.from_pretrained(chats), AutoTokenizer.from_pretrained(chats)), duel(0)
+    given = by_hand(*bare, f"{d.prompt.text} {d.first.text} {d.second.text}")
+    swapped = by_hand(*bare, f"{d.prompt.text} {d.second.text} {d.first.text}")
+    assert min(abs(verdict.probability - p) for p in (given, 1 - swapped)) < 1e-5, "where it may say nothing else"
 
 
 def test_a_question_that_is_too_long_is_a_failure_of_its_own(digits):

@@ -63,12 +63,13 @@ class Question(_Strict):
 
 
 class VerdictOut(BaseModel):
-    """What the oracle says of a duel: a probability or a failure."""
+    """What the oracle says of a duel: a probability or a failure, or nothing yet."""
 
     id: str
     probability: float | None = Field(description="That the first response is better; 0.5 is a tie.")
     failure: str | None = Field(description="Why there is no verdict. Nothing is kept of it: it may be asked again.")
     price: float = Field(description="In the currency of whoever runs the service.")
+    pending: bool = Field(False, description="It takes its time, as people do: ask again, with the same id.")
 
 
 class Reply(BaseModel):
@@ -82,6 +83,7 @@ class Description(BaseModel):
     """Which oracle this is, and how much may be asked of it at once."""
 
     oracle: str
+    late: bool = Field(False, description="Verdicts may come after days; until then they are pending.")
     max_duels: int
     max_characters: int
     max_body_bytes: int
@@ -124,15 +126,19 @@ def limited_question(limits: ServiceConfig) -> type[Question]:
     return create_model("Question", __base__=Question, duels=(duels, ...))
 
 
-def to_reply(oracle_id: str, question: Question, verdicts: Sequence[Verdict]) -> Reply:
-    """The verdicts, under the caller's own ids."""
+def to_reply(oracle_id: str, question: Question, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> Reply:
+    """The verdicts, under the caller's own ids; what has none is pending."""
+    found = {verdict.duel_id: verdict for verdict in verdicts}
     return Reply(
         oracle=oracle_id,
-        verdicts=[
-            VerdictOut(id=duel.id, probability=v.probability, failure=v.failure, price=v.price)
-            for duel, v in zip(question.duels, verdicts, strict=True)
-        ],
+        verdicts=[_to_wire(asked.id, found.get(duel.id)) for asked, duel in zip(question.duels, duels, strict=True)],
     )
+
+
+def _to_wire(name: str, verdict: Verdict | None) -> VerdictOut:
+    if verdict is None:
+        return VerdictOut(id=name, probability=None, failure=None, price=0.0, pending=True)
+    return VerdictOut(id=name, probability=verdict.probability, failure=verdict.failure, price=verdict.price)
 
 
 def _not_longer_than(most: int) -> Any:
