@@ -227,12 +227,14 @@ def test_people_who_are_served_apart_label_a_run_and_judge_its_evaluation(small_
     port, apart = free_port(), tmp_path / "apart"
     (tmp_path / "tokens").write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()))
     settings = {"oracle.human.tokens_file": str(tmp_path / "tokens"), "oracle.human.undo_s": 0.0}
+    settings |= {"oracle.cpus_per_replica": 0.0}  # the run counts on both CPUs
     with (
         serve_oracle("human", port=port, folder=apart, **settings) as server,
         answering(*(Annotator(name, port) for name in TOKENS)) as people,
     ):
         assert f"http://127.0.0.1:{port}/ - log in with a token from {tmp_path / 'tokens'}" in server.notice
-        asked = {"oracle": "http", "oracle.target": server.url, "oracle.labels": "deterministic"}
+        asked = {"oracle.kind": "http", "oracle.target": server.url, "oracle.labels": "deterministic"}
+        asked |= {f"evaluation.{name}": value for name, value in asked.items()}
         result = small_run(budget=8, max_staleness=1, **asked, **{"evaluation.every": 0})
     assert result.labels_spent == len(contents(tmp_path / "run")) == 8 and result.labels_spent_on_evaluation > 0
     for preference in Ledger(tmp_path / "run" / "ledger.arrow", read_only=True).preferences():

@@ -70,18 +70,18 @@ class HttpOracle:
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel. Raises `OracleError` if the service can't answer, `WaitError` if it does not."""
-        verdicts = self._verdicts(duels)
+        verdicts = self.answered(duels)
         if len(verdicts) < len(duels):
             raise OracleError(f"{self.url} has no answer to {len(duels) - len(verdicts)} of {len(duels)} duels yet.")
         return verdicts
 
-    # -- inside -------------------------------------------------------------------------------------------------------
-    def _verdicts(self, duels: Sequence[Duel]) -> list[Verdict]:
-        """Those that are there, in order."""
+    def answered(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """The verdicts that are there, in order; all of them, unless the oracle is late. Raises as `judge`."""
         size = self.description.max_duels
         pieces = [duels[start : start + size] for start in range(0, len(duels), size)]
         return [verdict for piece in pieces for verdict in self._ask(piece)]
 
+    # -- inside -------------------------------------------------------------------------------------------------------
     def _ask(self, duels: Sequence[Duel]) -> list[Verdict]:
         question = {
             "oracle": self.description.oracle,
@@ -183,7 +183,7 @@ class LateHttpOracle(HttpOracle):
 
     def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
         """Hand over the duels that are new; the verdicts on those that have one."""
-        return self._verdicts(duels)
+        return self.answered(duels)
 
 
 class _Bearer(requests.auth.AuthBase):

@@ -120,6 +120,15 @@ def test_a_duel_is_the_same_if_caller_id_and_texts_are(server):
     assert len({first, *others}) == 6, "another program's id 1 is not ours, and a reused id is not an old answer"
 
 
+def test_one_id_is_one_duel_within_a_request(server):
+    twice = server.post({"duels": [duel("a"), duel("b"), duel("a")]}).json()["verdicts"]
+    assert [verdict["id"] for verdict in twice] == ["a", "b", "a"] and twice[0] == twice[2]
+    server.judge.duels.clear()
+    reply = server.post({"duels": [duel("a"), duel("b"), duel("a", "another", "text")]})
+    assert reply.status_code == 422 and "duels.2 has the id of another duel" in reply.json()["error"]["message"]
+    assert server.judge.duels == [], "nobody was asked"
+
+
 def test_conversations_and_references_reach_the_oracle(server):
     server.judge.duels.clear()
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import uvicorn
 
+import rayalign
 from rayalign.errors import ConfigError, OracleError, WaitError
 from rayalign.serve import OracleConfig
 from rayalign.serve.http.app import build_app
@@ -174,6 +175,25 @@ def test_ties_of_people_who_are_asked_over_http_become_no_coin_flips(serve):
         oracle(url)
     made = oracle_factory(OracleConfig(kind="http", target=url, labels="deterministic"))()
     assert made.poll(duels(1)) == []
+
+
+def test_the_small_client_is_one_call(serve, tmp_path):
+    (tmp_path / "token").write_text("a-token-of-the-tests-0123456789")
+    url, sizes = serve("a-token-of-the-tests-0123456789", max_duels=2)
+    rows = [{"prompt": "q", "first": "a" * i, "second": "bb", "data": {"k": i}} for i in range(1, 4)]
+    verdicts = rayalign.ask_oracle(url, rows, token_file=tmp_path / "token")
+    assert [v.probability > 0.5 for v in verdicts] == [False, False, True] and verdicts[1].probability == 0.5
+    assert {v.price for v in verdicts} == {0.25} and sizes == [2, 1]
+    again = rayalign.ask_oracle(url, rows, token_file=tmp_path / "token")
+    assert [v.duel_id for v in again] == [v.duel_id for v in verdicts], "without an id a duel is known by its texts"
+    assert rayalign.ask_oracle(url, []) == []
+    late, _ = serve(late=True)
+    assert rayalign.ask_oracle(late, rows) == [None] * 3
+    assert [v.price for v in rayalign.ask_oracle(late, rows)] == [0.25] * 3
+    with pytest.raises(ConfigError, match=r"duels\[0\] is no duel: second: Field required"):
+        rayalign.ask_oracle(url, [{"prompt": "q", "first": "a"}])
+    with pytest.raises(ConfigError, match=r"must be like https://host"):
+        rayalign.ask_oracle("ftp://x", rows)
 
 
 def test_lists_are_asked_in_pieces_that_the_service_takes(serve):
