@@ -8,13 +8,10 @@ what it is batched with, and are what the model says of that row alone.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +24,6 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, list[int]]
 """Model inputs of one sequence: `input_ids`, and `token_type_ids` where the model has types. Not padded."""
-Item = TypeVar("Item")
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """On a CPU larger batches are slower: more padding, and activations that leave the caches."""
@@ -58,6 +54,11 @@ class Classifier:
         self.token_types = getattr(self.model.config, "type_vocab_size", 0) > 0
         self.token_budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         self._own_pad: int | None = self.model.config.get_text_config().pad_token_id
+
+    @property
+    def reads(self) -> str:
+        """What else its scores depend on, beside name and version: how texts are cut, and how it computes."""
+        return f"{self.max_tokens} tokens, {self.model.dtype}"
 
     def logits(self, rows: Sequence[Row]) -> list[list[float]]:
         """Per row the logit of each label, in float32."""
@@ -93,34 +94,6 @@ class Classifier:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
 
-class ScoreCache:
-    """Scores by content, so that equal texts are scored once; forgets the least recently used beyond `size`.
-
-    It belongs to one model, which is therefore no part of a key, and lives as long as its replica. What was paid for
-    outlives it in the service's answers.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._scores: OrderedDict[bytes, float] = OrderedDict()
-
-    def through(
-        self, items: Mapping[bytes, Item], score: Callable[[list[Item]], Sequence[float | None]]
-    ) -> dict[bytes, float | None]:
-        """The score of each item by its key; `score` is asked once, for those that are not known."""
-        known: dict[bytes, float | None] = {key: self._scores[key] for key in items if key in self._scores}
-        new = [key for key in items if key not in known]
-        if new:
-            known |= dict(zip(new, score([items[key] for key in new]), strict=True))
-        for key, value in known.items():
-            if value is not None and math.isfinite(value):
-                self._scores[key] = value
-                self._scores.move_to_end(key)
-        while len(self._scores) > self.size:
-            self._scores.popitem(last=False)
-        return known
-
-
 class Truncations:
     """Counts what had to be cut, and says so: after 1, 2, 4, 8, ... times, often enough to be seen, never a flood."""
 
@@ -132,11 +105,6 @@ class Truncations:
         self.count += 1
         if self.count & (self.count - 1) == 0:
             log.warning("%d %s so far: more than %d tokens", self.count, self.what, self.max_tokens)
-
-
-def content_key(*content: Any) -> bytes:
-    """A key of texts and lists of texts: equal for equal content."""
-    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

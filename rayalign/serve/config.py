@@ -76,7 +76,7 @@ class OracleConfig:
     """reward_model, pairwise: most tokens per forward pass, padding counted. 0: 2,048 on a CPU, 16,384 on a GPU."""
     cache_size: int = 100_000
     """reward_model, pairwise: scores that each replica remembers by content (prompt and response, or responses), so
-    that equal texts are scored once; 0 remembers none."""
+    that equal texts are scored once; the file scores.sqlite beside its answers has those of all replicas. 0: none."""
     trust_remote_code: bool = False
     """Of a model in the replica: run the Python code that comes with it. Only for repositories that you trust."""
     pairwise: PairwiseConfig = field(default_factory=PairwiseConfig)

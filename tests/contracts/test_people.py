@@ -235,7 +235,7 @@ def test_people_who_are_served_apart_label_a_run_and_judge_its_evaluation(small_
         assert f"http://127.0.0.1:{port}/ - log in with a token from {tmp_path / 'tokens'}" in server.notice
         asked = {"oracle.kind": "http", "oracle.target": server.url, "oracle.labels": "deterministic"}
         asked |= {f"evaluation.{name}": value for name, value in asked.items()}
-        result = small_run(budget=8, max_staleness=1, **asked, **{"evaluation.every": 0})
+        result = small_run(budget=8, max_staleness=1, **asked, **{"evaluation.every": 0, "evaluation.at_start": False})
     assert result.labels_spent == len(contents(tmp_path / "run")) == 8 and result.labels_spent_on_evaluation > 0
     for preference in Ledger(tmp_path / "run" / "ledger.arrow", read_only=True).preferences():
         first, second = preference.duel.first.text, preference.duel.second.text

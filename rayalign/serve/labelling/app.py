@@ -15,6 +15,7 @@ answer or an undo means that it is on disk.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,8 @@ STATIC = Path(__file__).parent / "static"
 COOKIE = "rayalign_labelling"
 MAX_BODY_BYTES = 4096
 """No request has more to say than a token, or an id and a choice."""
+BODY_TIMEOUT_S = 30.0
+"""Longest wait for it."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -162,18 +165,25 @@ async def _body(request: Request, *fields: str) -> dict[str, str]:
         raise HTTPException(403, "This request comes from another site.")
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "The body must be application/json.")
-    raw = b""
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"The body has more than {MAX_BODY_BYTES} bytes.")
     try:
-        body = json.loads(raw)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = json.loads(await _raw(request))
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not arrive in {BODY_TIMEOUT_S:g} s.") from None
     except (ValueError, RecursionError):
         raise HTTPException(400, "The body is not JSON.") from None
     if not isinstance(body, dict) or set(body) != set(fields) or not all(map(_is_text, body.values())):
         raise HTTPException(400, f"The body must be an object with the texts: {', '.join(fields) or 'none'}.")
     return body
+
+
+async def _raw(request: Request) -> bytes:
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"The body has more than {MAX_BODY_BYTES} bytes.")
+    return raw
 
 
 def _is_text(value: Any) -> bool:

@@ -1,7 +1,9 @@
 """The labelling page over a real queue: who gets in, what is refused, and what hostile texts come back as."""
 
+import asyncio
 import logging
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -206,6 +208,21 @@ def test_a_body_that_is_too_large_or_not_what_was_asked_for_is_refused(browser, 
     assert ann.post(path, json={}, headers={"origin": "http://evil.example"}).status_code == 403
     assert ann.post(path, json={}, headers={"origin": "null"}).status_code == 403
     assert queue.progress("ann").answered == 0
+
+
+def test_a_body_that_does_not_end_is_given_up(queue, monkeypatch):
+    monkeypatch.setattr("rayalign.serve.labelling.app.BODY_TIMEOUT_S", 0.05)
+
+    async def never():
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async def go():
+        transport = httpx.ASGITransport(build_app(queue, Tokens(TOKENS)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8700") as client:
+            return await client.post("/api/login", content=never(), headers={"content-type": "application/json"})
+
+    assert asyncio.run(go()).status_code == 408
 
 
 def test_what_the_queue_refuses_is_a_conflict_with_its_reason(browser, queue):
