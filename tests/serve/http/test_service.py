@@ -192,7 +192,7 @@ def test_the_token_is_in_no_file_of_the_service(service, folder):
 @pytest.mark.parametrize(
     ("what", "settings", "words"),
     [
-        ("human", {"host": "0.0.0.0", "service.token_digest": "x"}, r"oracle\.human\.tokens_file is not set"),
+        ("human", {"oracle.labels": "bernoulli"}, "would flip a coin for every tie"),
         ("users", {}, "belongs to a run"),
         ("data", {}, "belongs to a run"),
         ("world", {}, "name the environment"),

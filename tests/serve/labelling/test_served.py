@@ -3,6 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
+from rayalign.errors import ConfigError
 from rayalign.serve.http.app import build_app
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.http_guard import digest
@@ -10,6 +11,7 @@ from rayalign.serve.labelling.app import build_app as build_page
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.served import PageAndService
 from rayalign.serve.labelling.tokens import Tokens
+from rayalign.serving import serve_oracle
 
 OF_ANN, OF_PROGRAMS = "the-secret-of-ann-1", "the-token-of-programs"
 
@@ -56,3 +58,11 @@ def test_neither_token_opens_the_other_door(client):
     assert client.post("/api/next", json={}, **bearer).status_code == 401
     assert client.get("/").text.startswith("<!doctype html>") and client.get("/health").json() == {"status": "ok"}
     assert "/v1/verdicts" in client.get("/openapi.json").json()["paths"]
+
+
+def test_where_others_can_reach_them_people_need_tokens_beside_the_one_of_programs(tmp_path):
+    (tmp_path / "token").write_text(OF_PROGRAMS)
+    asked = {"host": "0.0.0.0", "token_file": tmp_path / "token", "folder": tmp_path / "people"}
+    with pytest.raises(ConfigError, match=r"oracle\.human\.tokens_file is not set"), serve_oracle("human", **asked):
+        pass
+    assert not (tmp_path / "people").exists()
