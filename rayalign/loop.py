@@ -286,7 +286,10 @@ def _oracles(plan_: Plan, config: RunConfig) -> tuple[_Asked, _Asked | None]:
         return labels, None
     judge = _complete(config.evaluation.oracle, Path(config.run_dir) / "evaluation")
     if oracle_kind(judge.kind).http(judge) is not None:
-        raise ConfigError(f"evaluation.oracle.kind={judge.kind!r} needs a page of its own, which evaluation has not.")
+        raise ConfigError(
+            f"evaluation.oracle.kind={judge.kind!r} needs a page of its own, which evaluation has not. People can be "
+            "served apart (`rayalign oracle human`), and asked with evaluation.oracle.kind=http."
+        )
     return labels, (judge, oracle_factory(judge, plan_.world))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -53,3 +56,11 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(130) from None
 
     return guarded
+
+
+def wait_until_stopped() -> None:
+    """Return at Ctrl-C or SIGTERM. Call it when Ray runs: its own handler of SIGTERM would abort the process."""
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    with contextlib.suppress(KeyboardInterrupt):
+        over.wait()

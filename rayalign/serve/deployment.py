@@ -265,7 +265,8 @@ def build_app(
             }
         }
     folder = None if journal_dir is None else str(Path(journal_dir).absolute())
-    path = oracle_kind(config.kind).deployment if service is None else OVER_HTTP
+    kind = oracle_kind(config.kind)
+    path = kind.deployment if service is None else kind.served or OVER_HTTP
     deployment = serve.deployment(
         import_attribute(path, f"the deployment of oracle.kind={config.kind}"),
         name="oracle",

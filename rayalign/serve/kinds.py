@@ -80,6 +80,9 @@ class OracleKind:
     """The config with what depends on the run directory; paths in it become absolute, as the replicas need them."""
     deployment: str = "rayalign.serve.deployment:OracleDeployment"
     """`module:Class` of what runs under Serve: `OracleDeployment`, or a subclass that serves HTTP, too."""
+    served: str = ""
+    """The same where other programs ask it over HTTP: a subclass of `rayalign.serve.http.deployment:ServedOracle`.
+    Empty: that one; but a kind with a page of its own can't be served then."""
     http: Callable[[OracleConfig], Address | None] = _nowhere
     """Where it listens; None: it is reached through Serve's handle alone, and no port is opened."""
     who: str = "the oracle"

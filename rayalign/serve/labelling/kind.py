@@ -65,6 +65,7 @@ HUMAN = OracleKind(
     who="people",
     notice=notice,
     deployment="rayalign.serve.labelling.deployment:LabellingDeployment",
+    served="rayalign.serve.labelling.served:ServedPeople",
     defaults={
         "oracle.labels": "deterministic",  # a tie stays a tie
         "loop.max_staleness": 1,  # people have a batch to judge while the one before it is learnt from
