@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rayalign import config as settings
+from rayalign import storage
 from rayalign.aligned import Aligned, load_chooser
 from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
@@ -164,6 +165,7 @@ def serve_oracle(
         {**suits, **named, **given},
     )
     _check_can_be_served(config.oracle, world)
+    storage.local_only(folder, "folder")
     place = Path(folder).absolute()
     asked = oracle_kind(config.oracle.kind).complete(config.oracle, place)
     factory = oracle_factory(asked, world, None if isinstance(oracle, str) else oracle)
