@@ -434,6 +434,8 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
             collector.save()
         result = _finish(config, status)
         progress.summary(result)
+        if storage.in_bucket(run_dir):
+            print(f"everything is in {storage.plain(run_dir)}, and here a copy", file=sys.stderr, flush=True)
         return result
 
 

@@ -20,7 +20,7 @@ class Result:
     """A finished run; everything in it can be read again with `Result.load(path)`."""
 
     path: Path
-    """Run directory."""
+    """Run directory; of a run in a bucket this machine's copy."""
     win_rate: float | None
     """Held-out win rate of the final policy, ties one half; None if nothing was evaluated."""
     win_rate_stderr: float | None

@@ -117,7 +117,7 @@ def take(run_dir: str) -> str:
     lease = Lease.take(bucket)
     mine = replace(uri, turn=lease.turn)
     _leases[str(mine)] = lease
-    for left in _scratch(uri).parent.glob(f"{_scratch(uri).name}/*"):  # by drivers that can't go on
+    for left in _scratch(uri).iterdir() if _scratch(uri).is_dir() else ():  # by drivers that can't go on
         if str(replace(uri, turn=left.name)) not in _leases and not left.name.startswith("read-"):
             shutil.rmtree(left, ignore_errors=True)
     return str(mine)
