@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,10 +131,11 @@ class Bucket:
 
     # -- before anything is bought ------------------------------------------------------------------------------
     def check(self) -> None:
-        """Write, list and delete an object. Raises `ConfigError` where the bucket does not let us."""
+        """Write and delete an object. Raises `ConfigError` where the bucket does not let us."""
+        name = f"live/check-{uuid.uuid4().hex}"
         try:
-            self._write("live/check", [b"."])
-            self._fs.delete_file(self._at("live/check"))
+            self._write(name, [b"."])
+            self._fs.delete_file(self._at(name))
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(f"run_dir={self.uri.shown!r} can't be written. {self._explained(error)}") from None
 
@@ -192,7 +194,14 @@ class Bucket:
 
 
 _NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "Bucket not found", "bucket does not exist")
-_NO_ACCESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "403", "FORBIDDEN", "CREDENTIAL")
+_NO_ACCESS = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "STATUS 403",
+    "FORBIDDEN",
+    "CREDENTIAL",
+)
 
 
 def _code(text: str) -> str:
