@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rayalign import config as settings
+from rayalign import storage
 from rayalign.aligned import Aligned, load_chooser
 from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
@@ -171,6 +172,7 @@ def serve_oracle(
     if (page := kind.http(config.oracle)) is not None:  # it is where the service is
         at = {f"{page.settings}.host": config.service.host, f"{page.settings}.port": config.service.port}
         config = settings.apply(config, at)
+    storage.local_only(folder, "folder")
     place = Path(folder).absolute()
     asked = kind.complete(config.oracle, place)
     factory = oracle_factory(asked, world, None if isinstance(oracle, str) else oracle)

@@ -29,7 +29,10 @@ Changes = Annotated[
         "--set", metavar="NAME=VALUE", help="Change a setting; repeat for more. `rayalign settings` lists them."
     ),
 ]
-RunDir = Annotated[str | None, typer.Option(help="Where the run is kept. Default: a new folder under runs/.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option(help="Where the run is kept: a folder, or s3://bucket/folder. Default: a new folder under runs/."),
+]
 Policy = Annotated[
     str | None, typer.Option(help="Initial policy: Hugging Face directory or id. Default: the world's own.")
 ]

@@ -222,4 +222,4 @@ def _make(config: OracleConfig, world: World | None) -> Oracle:
     return JudgeOracle(config)
 
 
-JUDGE = OracleKind(make=_make, check=check_target)
+JUDGE = OracleKind(make=_make, check=check_target, needs_files=True)

@@ -87,6 +87,8 @@ class OracleKind:
     """Where it listens; None: it is reached through Serve's handle alone, and no port is opened."""
     who: str = "the oracle"
     """Whom a run waits for, in words."""
+    needs_files: bool = False
+    """Whether it keeps books of its own in the run directory, which then can't be in a bucket."""
     online: bool = False
     """Prompts come from who judges, too: the run's collector is a `rayalign.online.OnlineCollector`, which answers them
     and is reached as `COLLECTORS` says; and it takes another oracle to judge held-out answers."""

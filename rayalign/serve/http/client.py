@@ -286,4 +286,4 @@ def _make(config: OracleConfig, world: World | None) -> Oracle:
     return LateHttpOracle(config)
 
 
-HTTP = OracleKind(make=_make, check=_check, complete=_complete, who="the oracle's service")
+HTTP = OracleKind(make=_make, check=_check, complete=_complete, needs_files=True, who="the oracle's service")

@@ -58,6 +58,7 @@ def notice(config: OracleConfig) -> str:
 
 
 HUMAN = OracleKind(
+    needs_files=True,
     make=make,
     check=check,
     complete=complete,
