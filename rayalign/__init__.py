@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rayalign.loop import resume, run
     from rayalign.replay_run import replay
     from rayalign.result import Result
+    from rayalign.serve.http.ask import ask_oracle
     from rayalign.serving import serve_oracle, serve_policy
     from rayalign.tune import trainable
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "Result",
+    "ask_oracle",
     "compare",
     "export",
     "list_agents",
@@ -39,6 +41,7 @@ _HOMES = {
     "resume": "rayalign.loop",
     "replay": "rayalign.replay_run",
     "export": "rayalign.export_run",
+    "ask_oracle": "rayalign.serve.http.ask",
     "serve_oracle": "rayalign.serving",
     "serve_policy": "rayalign.serving",
     "Result": "rayalign.result",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rayalign import config as settings
+from rayalign import storage
 from rayalign.agent_state import has_opinion, load_agent, recover_agent
 from rayalign.agents.agent import Agent, AgentContext
 from rayalign.errors import ConfigError
@@ -48,6 +49,7 @@ class Aligned:
         for name in changes or {}:
             if not name.startswith("rollout."):
                 raise ConfigError(f"{name} has no meaning after the run; only rollout.* may be changed.")
+        storage.local_only(what, "what")
         if (Path(what) / CONFIG).exists():
             stored, result = StoredRun.read(what), Result.load(what)
             config, policy, run = stored.config, result.checkpoint.absolute(), str(stored.path)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayalign import storage
 from rayalign.agents.agent import Agent
 from rayalign.aligned import Aligned, load_chooser
 from rayalign.env.prompt_data import readable_messages
@@ -81,6 +82,7 @@ def write_answers(
     """
     if format not in FORMATS:
         raise ConfigError(f"format={format!r} is unknown. {did_you_mean(format, FORMATS)}")
+    storage.local_only(out, "out")
     target = Path(out)
     if target.exists():
         raise DataError(f"out={str(out)!r} is there already; name another file: nothing is overwritten.")

@@ -22,6 +22,7 @@ goes on with the next batch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -40,10 +41,9 @@ from rayalign.env.dueling_bandit import DuelingBanditVector
 from rayalign.env.labels import LATE_POLL_S, Oracle
 from rayalign.env.world import World
 from rayalign.env.wrappers import LabelBudgetVector
-from rayalign.errors import OracleError, RayalignError, WaitError
+from rayalign.errors import OracleError, RayalignError, StorageError, WaitError
 from rayalign.heldout import HeldOut
 from rayalign.learner.stream import EndOfStream, PleasePublish, Span
-from rayalign.ledger import Ledger
 from rayalign.logs import RunLog
 from rayalign.purchase import Purchaser
 from rayalign.rollout.encode import PromptEncoder
@@ -56,6 +56,7 @@ from rayalign.serve.kinds import oracle_kind
 from rayalign.shared_budget import SharedBudget
 from rayalign.staleness import Window
 from rayalign.stopwatch import Stopwatch
+from rayalign.storage import open_place
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, TrainBatch
 
 log = logging.getLogger(__name__)
@@ -100,9 +101,10 @@ class Collector:
     def __init__(self, config: RunConfig, world: World, agent: Agent, oracle: Oracle, eval_oracle: Oracle) -> None:
         self.config, self.world, self.agent = config, world, agent
         self.chooser: Chooser = agent
-        self.run_dir = Path(config.run_dir)
+        self.place = open_place(config.run_dir)
+        self.run_dir = self.place.folder
         self.log = RunLog(self.run_dir, config.logging, resolved=config)
-        self.ledger = Ledger(self.run_dir / "ledger.arrow")
+        self.ledger = self.place.ledger("ledger.arrow")
         self.lock = threading.Lock()  # guards the ledger, which the learner's threads read
         self.oracle, self.eval_oracle = oracle, eval_oracle
         self.window = Window()
@@ -140,6 +142,9 @@ class Collector:
             self.failure, self.phase = error, "failed"
             self.error = str(error) if isinstance(error, RayalignError) else traceback.format_exc()
             log.error("collector stopped: %s", self.error)
+            self.window.fail(error)
+            with contextlib.suppress(StorageError):  # it may be what stopped us
+                self.place.save()
         self.window.fail(error)
 
     def _run(self) -> None:
@@ -256,6 +261,7 @@ class Collector:
         self.log.metrics(self.record)
         for stage, start, end in clock.spans:
             self.log.timeline("collector", stage, batch, start, end)
+        self.place.save_if_due()
 
     def _hold(self) -> None:
         """Go no further than the evaluation that whoever guides the run has let it go to (`rayalign.guided`)."""
@@ -292,6 +298,7 @@ class Collector:
             self._observed += 1
             if self._observed % self.config.loop.agent_checkpoint_every == 0:
                 save_agent(self.agent, self.run_dir, self._observed)
+                self.place.save()
             facts = {f"agent/{name}": value for name, value in found.items()}
             if index == collected:
                 record = facts
@@ -370,6 +377,7 @@ class Collector:
         if newest is not None:
             assert weights.version <= newest, f"published {weights.version} has passed the agent's window, {newest}"
             save_weights(weights, self.run_dir / "pinned")  # a resumed round can't get them from the learner any more
+            self.place.save()
         self._load(weights)
 
     def _load(self, weights: Weights) -> None:
@@ -453,6 +461,7 @@ class Collector:
         version = self.pool.version
         record = self.heldout.evaluate(self.pool, self.chooser, version, labels=self._labels_behind(version))
         self.log.evaluation(record)
+        self.place.save()
         self.record = {**self.record, "win_rate": record["win_rate"], "win_rate_stderr": record["stderr"]}
 
     def _labels_behind(self, version: int) -> int:
@@ -483,6 +492,7 @@ class Collector:
             self.encoder,
             self.eval_oracle,
             self.run_dir,
+            ledger=self.place.ledger("evaluation.arrow"),
             sampling=config.rollout.sampling(n=1),
             identity=config.identity,
             seed=config.loop.seed,
@@ -527,6 +537,7 @@ class Collector:
         self.table = info["prompts"]
         if self.pool.version == 0:
             self.heldout.prepare(self.pool)
+            self.place.save()
 
     def _make_pool(self, name: str) -> RolloutPool:
         rollout = self.config.rollout
@@ -603,6 +614,10 @@ class Collector:
         if self.failure is None or isinstance(self.failure, RayalignError):
             return self.failure
         return RayalignError(f"the collector stopped: {self.error}")
+
+    def save(self) -> None:
+        """See `storage.Place`: what the learner's last words were is in it."""
+        self.place.save()
 
     def close(self) -> None:
         """Stop the engines and close the files. Nothing that was bought is lost by not calling it."""

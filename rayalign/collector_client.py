@@ -22,6 +22,7 @@ from rayalign.types import TrainBatch
 
 POLL_S = 10.0
 CALL_TIMEOUT_S = 120.0
+SAVE_TIMEOUT_S = 1800.0
 
 
 class CollectorClient:
@@ -72,6 +73,10 @@ class CollectorClient:
     def interrupt(self, reason: str, timeout_s: float = 30.0) -> None:
         """See `Collector.interrupt`."""
         self._call("interrupt", timeout_s, reason)
+
+    def save(self) -> None:
+        """See `Collector.save`."""
+        self._call("save", SAVE_TIMEOUT_S)
 
     def raise_failure(self) -> None:
         """Raise here what stopped the collector, if anything did."""

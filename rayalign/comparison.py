@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayalign import loop
+from rayalign import loop, storage
 from rayalign.agents import agent_class
 from rayalign.config import flatten
 from rayalign.errors import ConfigError, RayalignError
@@ -141,6 +141,7 @@ def compare(
     plans = {row.name: _plan(row, env, policy, oracle, common, chosen[0], world_per_seed) for row in rows}
     _check_fair(plans)
     spent = plans[first].config.loop.budget
+    storage.local_only(out, "out")
     folder = Path(out or f"runs/compare-{env.rpartition('/')[2]}-{spent}").absolute()
     jobs = {
         row.name: [_job(row, env, policy, oracle, common, seed, world_per_seed, folder) for seed in chosen]

@@ -37,6 +37,10 @@ class LedgerError(RayalignError):
     """The ledger on disk contradicts what it is asked to record."""
 
 
+class StorageError(RayalignError):
+    """The bucket of a run can't be read or written, or another driver has taken the run over."""
+
+
 class WeightSyncError(RayalignError):
     """An engine does not run the weights that it was sent."""
 

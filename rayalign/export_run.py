@@ -15,6 +15,7 @@ import json
 import shutil
 from pathlib import Path
 
+from rayalign import storage
 from rayalign.cache import built_once
 from rayalign.config import read_yaml
 from rayalign.errors import ConfigError, DataError
@@ -51,6 +52,8 @@ def export(
         DataError: the run is not finished, or `out` is not empty, or what was written can't be loaded again.
         ConfigError: adapters are asked for, and the run has none.
     """
+    for setting, place in (("run_dir", run_dir), ("out", out)):
+        storage.local_only(place, setting)
     result, record, stored = Result.load(run_dir), RunRecord.read(run_dir), StoredRun.read(run_dir)
     target = Path(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -42,13 +42,14 @@ class HeldOut:
         sampling: Sampling,
         identity: str,
         seed: int,
+        ledger: Ledger | None = None,
     ) -> None:
         self.config, self.world, self.sampling, self.identity, self.seed = config, world, sampling, identity, seed
         self.run_dir = run_dir
         self.prompts: list[Prompt] = [encoder.encode(prompt) for prompt in world.heldout(config.num_prompts)]
         self.against = against(config, self.prompts)
         self._initial = run_dir / "initial_answers.json"
-        self.ledger = Ledger(run_dir / "evaluation.arrow")
+        self.ledger = Ledger(run_dir / "evaluation.arrow") if ledger is None else ledger
         self.purchaser = Purchaser(self.ledger, oracle, mode="deterministic", seed=seed, budget=None)
         done = read_evaluations(run_dir)
         self._last: int | None = int(done[-1]["labels"]) if done else None

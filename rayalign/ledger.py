@@ -28,7 +28,7 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,14 +176,22 @@ class Ledger:
     """The ledger file at `path`, made if it is not there.
 
     A torn tail (a crash in the middle of an append: nobody was told of it) is cut off. Anything else that can't
-    be read is a `LedgerError`, as is a second writer. `read_only` takes no lock and changes nothing.
+    be read is a `LedgerError`, as is a second writer. `read_only` takes no lock and changes nothing. `open_log` opens
+    the file, with the arguments of `ArrowLog`.
     """
 
-    def __init__(self, path: str | Path, *, read_only: bool = False, lock_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        read_only: bool = False,
+        lock_timeout_s: float = 10.0,
+        open_log: Callable[..., ArrowLog] = ArrowLog,
+    ) -> None:
         self.path = Path(path)
         self._mutex = threading.RLock()
         self._index = Index()
-        self._log = ArrowLog(self.path, SCHEMA, self._index.add, read_only=read_only, lock_timeout_s=lock_timeout_s)
+        self._log = open_log(self.path, SCHEMA, self._index.add, read_only=read_only, lock_timeout_s=lock_timeout_s)
 
     # -- writing ------------------------------------------------------------------------------------------------
     def commit(

@@ -31,7 +31,7 @@ import gymnasium
 import ray
 from ray import cloudpickle
 
-from rayalign import code_version, share
+from rayalign import code_version, share, storage
 from rayalign import config as settings
 from rayalign.agents import agent_class
 from rayalign.agents.agent import Agent
@@ -62,6 +62,8 @@ from rayalign.serve.kinds import COLLECTORS, ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
 from rayalign.stored_run import CUSTOM_INPUTS, StoredRun
 
+POLICY_NAME = "policy_name.txt"
+"""In a bucket: the policy as the user named it, for machines that have to get it anew; empty: the world's own."""
 FREE_TO_CHANGE = (
     "loop.budget", "loop.shared_budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus",
     "loop.collector_nodes", "loop.max_stalled_batches", "rollout.num_replicas", "rollout.nodes", "scorer.nodes",
@@ -110,7 +112,8 @@ def run(
         budget: labels to buy; never exceeded.
         seed: of everything random; with `max_staleness=0` on CPU the same seed writes the same ledger.
         max_staleness: batches that generation may run ahead of learning; 0 is the synchronous loop.
-        run_dir: where the run is kept; default: a new folder under `runs/`.
+        run_dir: where the run is kept: a folder, or `s3://` or `gs://` with a bucket and a folder in it (see
+            docs/clusters.md); default: a new folder under `runs/`.
         oracle: a function of yours (see `rayalign.serve.oracles`), a kind of oracle by name (`"human"`, `"users"`), or
             None for the `oracle.*` settings.
         **overrides: settings by section (`learner={"learning_rate": 1e-4}`) or by dotted name
@@ -151,29 +154,54 @@ def new_run(
 ) -> Plan:
     """The checked plan of `run`, written to its directory; `given` are settings by dotted names."""
     plan_ = prepare(agent, env, policy, run_dir, oracle, dict(given))
-    folder = Path(plan_.config.run_dir)
     named = bool(run_dir or given.get("run_dir"))
-    if named and (folder / CONFIG).exists():
-        raise ConfigError(
-            f"run_dir={str(folder)!r} already holds a run. `rayalign resume {folder}` goes on with it; for a new run "
-            "choose another run_dir."
-        )
-    validate(plan_)
     if named:
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = _new_folder(folder)
-        plan_ = replace(plan_, config=replace(plan_.config, run_dir=str(folder)))
+        _refuse_old(plan_.config.run_dir)
+    validate(plan_)
+    mine = storage.take(plan_.config.run_dir) if named else str(_new_folder(Path(plan_.config.run_dir)))
+    plan_ = replace(plan_, config=replace(plan_.config, run_dir=mine))
     custom = {
         "world": None if isinstance(env, str) else plan_.world,
         "agent": None if isinstance(agent, str) else plan_.agent,
         "oracle": plan_.oracle,
     }
-    if any(value is not None for value in custom.values()):
-        (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
-    (folder / CONFIG).write_text(settings.to_yaml(plan_.config))
-    code_version.record(folder)
+    with _released_on_error(mine):
+        if storage.in_bucket(mine):
+            _refuse_old(mine)  # somebody may have been faster
+        folder = storage.folder_of(mine)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(value is not None for value in custom.values()):
+            (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
+        if storage.in_bucket(mine):
+            (folder / POLICY_NAME).write_text(str(policy or given.get("policy") or ""))
+        _write_config(plan_.config)
+        storage.publish_all(mine)
     return plan_
+
+
+def _refuse_old(run_dir: str) -> None:
+    if storage.holds(run_dir, CONFIG):
+        where = storage.plain(run_dir)
+        raise ConfigError(
+            f"run_dir={where!r} already holds a run. `rayalign resume {where}` goes on with it; for a new run "
+            "choose another run_dir."
+        )
+
+
+@contextmanager
+def _released_on_error(run_dir: str) -> Iterator[None]:
+    """Whoever took `run_dir` and fails gives it back."""
+    try:
+        yield
+    except BaseException:
+        storage.release(run_dir)
+        raise
+
+
+def _write_config(config: RunConfig) -> None:
+    folder = storage.folder_of(config.run_dir)
+    (folder / CONFIG).write_text(settings.to_yaml(replace(config, run_dir=storage.plain(config.run_dir))))
+    code_version.record(folder)
 
 
 def _new_folder(folder: Path) -> Path:
@@ -190,11 +218,20 @@ def _new_folder(folder: Path) -> Path:
 
 def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
     """The checked plan of `resume`, or the result where nothing is left to do."""
-    stored = StoredRun.read(run_dir)
-    folder, config = stored.path, stored.config
+    mine = storage.resume(run_dir, CONFIG)
+    with _released_on_error(mine):
+        found = _old_run(mine, **overrides)
+    if isinstance(found, Result):
+        storage.release(mine)
+    return found
+
+
+def _old_run(run_dir: str, **overrides: Any) -> Plan | Result:
+    stored = StoredRun.read(storage.folder_of(run_dir))
+    folder, config, where = stored.path, stored.config, storage.plain(run_dir)
     if stored.is_replay:
         raise ConfigError(
-            f"run_dir={str(folder)!r} holds a replay, which buys nothing. `rayalign replay` with the same arguments "
+            f"run_dir={where!r} holds a replay, which buys nothing. `rayalign replay` with the same arguments "
             "and the same run_dir goes on with it."
         )
     given = settings.flatten(overrides)
@@ -202,21 +239,25 @@ def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
     forbidden = [line for line in settings.diff(config, changed) if not line.startswith(FREE_TO_CHANGE)]
     if forbidden:
         raise ConfigError(
-            f"resume can't change what the labels in {folder} were bought for: {'; '.join(forbidden)}. Resume without "
+            f"resume can't change what the labels in {where} were bought for: {'; '.join(forbidden)}. Resume without "
             "these settings, or start a new run in another run_dir."
         )
-    config = replace(changed, run_dir=str(folder))
+    config = replace(changed, run_dir=storage.absolute(run_dir))
     if (folder / "result.json").exists():
         result = Result.load(folder)
         if config.loop.budget <= result.labels_spent:
+            storage.gathered(run_dir)
             return result
         (folder / "result.json").unlink()
     (folder / ALLOWED).unlink(missing_ok=True)  # who guided it may be gone, and would not let it on
-    (folder / CONFIG).write_text(settings.to_yaml(config))
-    code_version.record(folder)
-    agent = type(stored.agent)(config.agent)
-    plan_ = Plan(config=config, world=stored.world(), agent=agent, oracle=stored.oracle)
+    world = stored.world()
+    if (folder / POLICY_NAME).exists() and not Path(config.policy).is_dir():  # another machine
+        policy = (folder / POLICY_NAME).read_text() or world.default_policy() or config.policy
+        config = replace(config, policy=str(resolve_policy(policy)))
+    plan_ = Plan(config=config, world=world, agent=type(stored.agent)(config.agent), oracle=stored.oracle)
+    _write_config(config)
     validate(plan_)
+    storage.publish(run_dir, CONFIG, code_version.NAME, "result.json")
     return plan_
 
 
@@ -254,8 +295,9 @@ def prepare(
             f"policy is not set, and {config.env} has no policy of its own; name a Hugging Face directory or id."
         )
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(run_dir or config.run_dir or f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}")
-    config = replace(config, policy=str(resolve_policy(policy)), run_dir=str(folder.absolute()))
+    default = f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}"
+    folder = storage.absolute(run_dir or config.run_dir or default)
+    config = replace(config, policy=str(resolve_policy(policy)), run_dir=folder)
     return Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
 
@@ -280,13 +322,17 @@ def _named_oracle(given: dict[str, Any], oracle: Any) -> tuple[dict[str, Any], A
 
 def _oracles(plan_: Plan, config: RunConfig) -> tuple[_Asked, _Asked | None]:
     """Who labels, and who judges the evaluation if it is somebody else: config, and what makes it in a replica."""
-    asked = _complete(config.oracle, Path(config.run_dir))
+    folder = storage.folder_of(config.run_dir)
+    asked = _complete(config.oracle, folder)
     labels = asked, oracle_factory(asked, plan_.world, plan_.oracle)
     if config.evaluation.oracle is None:
         return labels, None
-    judge = _complete(config.evaluation.oracle, Path(config.run_dir) / "evaluation")
+    judge = _complete(config.evaluation.oracle, folder / "evaluation")
     if oracle_kind(judge.kind).http(judge) is not None:
-        raise ConfigError(f"evaluation.oracle.kind={judge.kind!r} needs a page of its own, which evaluation has not.")
+        raise ConfigError(
+            f"evaluation.oracle.kind={judge.kind!r} needs a page of its own, which evaluation has not. People can be "
+            "served apart (`rayalign oracle human`), and asked with evaluation.oracle.kind=http."
+        )
     return labels, (judge, oracle_factory(judge, plan_.world))
 
 
@@ -297,6 +343,8 @@ def _complete(oracle: OracleConfig, run_dir: Path) -> OracleConfig:
 def validate(plan_: Plan) -> None:
     """Everything that can be known to be wrong before Ray is started and a label bought."""
     config, world = plan_.config, plan_.world
+    if storage.in_bucket(config.run_dir):
+        _check_bucket_run(config)
     validate_learner(config.learner, config.policy)
     validate_logging(config.logging)
     encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
@@ -308,6 +356,28 @@ def validate(plan_: Plan) -> None:
     _oracles(plan_, config)
 
 
+def _check_bucket_run(config: RunConfig) -> None:
+    """A run in a bucket has no files that its parts share."""
+    way_out = "Use a local run_dir"
+    for name, oracle in (("oracle", config.oracle), ("evaluation.oracle", config.evaluation.oracle)):
+        if oracle is not None and oracle_kind(oracle.kind).needs_files:
+            raise ConfigError(
+                f"{name}.kind={oracle.kind!r} keeps books of its own in files, which a run in a bucket "
+                f"(run_dir={storage.plain(config.run_dir)!r}) has not. {way_out}, or another kind."
+            )
+        if oracle is not None and (oracle.num_replicas > 1 or oracle.max_replicas > 1):
+            raise ConfigError(
+                f"{name}.num_replicas={oracle.num_replicas} (max_replicas={oracle.max_replicas}): in a bucket replicas "
+                "have no locks that keep two of them from paying for the same label. "
+                f"{way_out}, or set {name}.num_replicas=1 and {name}.max_replicas=0."
+            )
+    if config.loop.shared_budget:
+        raise ConfigError(
+            f"loop.shared_budget={config.loop.shared_budget!r} is a file with a lock, and tells from local ledgers "
+            f"what others bought. {way_out}, or leave it empty."
+        )
+
+
 # ==== the run ====================================================================================================
 def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = None) -> Result:
     """Start the parts, wait for the learner, stop them in reverse.
@@ -316,11 +386,12 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
     meet. With GPUs the oracle comes first, as the shares of collocated roles are placed in order.
     `on_start` is handed the collector as soon as there is one: to look at the run, to hold it or to break it off.
     """
-    folder = Path(plan_.config.run_dir)
+    run_dir = plan_.config.run_dir
     apps = [f"{kind}-{os.getpid()}-{time.time_ns()}" for kind in ("oracle", "evaluation")]
     with ExitStack() as stack:
+        stack.callback(storage.release, run_dir)
         title = f"{plan_.config.agent_name} on {plan_.config.env}"
-        progress = Progress(plan_.config.logging, title=title, run_dir=folder)
+        progress = Progress(plan_.config.logging, title=title, run_dir=storage.plain(run_dir))
         stack.callback(progress.close)
         progress.update({"phase": "starting Ray and the oracle", "budget": plan_.config.loop.budget})
         own_cluster = stack.enter_context(cluster())
@@ -335,7 +406,7 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
             judge = OracleClient(apps[1], judging[0])
         oracle_first = any(role.processes and role.gpus for role in shares(config, plan_.agent))
         if oracle_first:
-            _start_oracles(asked, judging, apps, folder)
+            _start_oracles(asked, judging, apps, run_dir)
         online = oracle_kind(config.oracle.kind).online
         collector = CollectorClient.start(
             config,
@@ -348,7 +419,7 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         )
         stack.callback(collector.close)
         if not oracle_first:
-            _start_oracles(asked, judging, apps, folder)
+            _start_oracles(asked, judging, apps, run_dir)
         if on_start is not None:
             on_start(collector)
         setup = LearnerSetup(
@@ -356,24 +427,27 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
             config=config.learner,
             policy=config.policy,
             source=collector,
-            final_dir=str(folder / "checkpoint"),
+            final_dir=storage.join(run_dir, "checkpoint"),
             publish="adapter" if takes_adapters(config) else "merged",
             seed=config.loop.seed,
         )
         with progress.following(lambda: collector.status(timeout_s=5.0)):
-            fit(setup, config, folder, collector)
+            fit(setup, config, run_dir, collector)
             status = wait_until_done(collector, config.loop.gate_timeout_s)
+            collector.save()
         result = _finish(config, status)
         progress.summary(result)
+        if storage.in_bucket(run_dir):
+            print(f"everything is in {storage.plain(run_dir)}, and here a copy", file=sys.stderr, flush=True)
         return result
 
 
-def _start_oracles(asked: _Asked, judging: _Asked | None, apps: Sequence[str], folder: Path) -> None:
-    start_oracle(*asked, name=apps[0], journal_dir=folder / "oracle")
+def _start_oracles(asked: _Asked, judging: _Asked | None, apps: Sequence[str], run_dir: str) -> None:
+    start_oracle(*asked, name=apps[0], journal_dir=storage.join(run_dir, "oracle"))
     if notice := oracle_kind(asked[0].kind).notice(asked[0]):
         print(notice, file=sys.stderr, flush=True)
     if judging is not None:
-        start_oracle(*judging, name=apps[1], journal_dir=folder / "oracle-evaluation")
+        start_oracle(*judging, name=apps[1], journal_dir=storage.join(run_dir, "oracle-evaluation"))
 
 
 def placed(config: RunConfig, agent: Agent, set_by_user: Collection[str]) -> RunConfig:
@@ -409,10 +483,10 @@ def cluster() -> Iterator[bool]:
         ray.shutdown()
 
 
-def fit(setup: LearnerSetup, config: RunConfig, folder: Path, collector: CollectorClient) -> None:
+def fit(setup: LearnerSetup, config: RunConfig, run_dir: str | Path, collector: CollectorClient) -> None:
     """Run the learner to its end. The collector's error, if there is one, is the one to tell."""
     try:
-        make_trainer(setup, config.learner, storage_path=str(folder), name="learner").fit()
+        make_trainer(setup, config.learner, storage_path=str(run_dir), name="learner").fit()
     except Exception:
         collector.raise_failure()
         raise
@@ -433,7 +507,7 @@ def wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, A
 
 def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
     """Write what a run leaves behind: preferences, result, report."""
-    folder = Path(config.run_dir)
+    folder = storage.gathered(config.run_dir)
     Ledger(folder / "ledger.arrow", read_only=True).export(folder / "preferences")
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
@@ -450,4 +524,5 @@ def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
     )
     result.save()
     write_report([folder])
+    storage.publish_all(config.run_dir)
     return result

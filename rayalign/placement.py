@@ -42,11 +42,17 @@ def place(name: str, gpus: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     agent = make_agent(settings["agent"], **own)
     return known[name](
         gpus,
-        oracle=settings.get("oracle.kind") == "reward_model",
+        oracle=_has_a_model(settings),
         posterior=hasattr(agent.config, "features"),
         reference=agent.samples_reference(),
         scorer=agent.needs_scorer(),
     )
+
+
+def _has_a_model(settings: Mapping[str, Any]) -> bool:
+    """Whether the oracle's replicas compute: an endpoint, people and data need no GPU."""
+    kind, local = settings.get("oracle.kind"), settings.get("oracle.judge.base_url") == "local"
+    return kind in ("reward_model", "pairwise") or (kind == "judge" and local)
 
 
 def collocated(

@@ -237,19 +237,26 @@ class AnswerJournal:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._mutex = threading.Lock()
-        self._answers: dict[str, tuple[float, Verdict]] = {}  # duel id -> when, what
         self._read_up_to: dict[Path, int] = {}
         self._own = self._new_file()  # never an old one: its tail may be torn
+        self._start()
+
+    def _start(self) -> None:
+        self._mutex = threading.Lock()
+        self._answers: dict[str, tuple[float, Verdict]] = {}  # duel id -> when, what
 
     def lookup(self, ids: Iterable[str]) -> dict[str, Verdict]:
         """The answers among `ids` that anybody recorded, with the price that was paid then."""
         with self._mutex:
-            self._refresh()
+            for lines in self._new():
+                for line in lines.splitlines():
+                    row = json.loads(line)
+                    verdict = Verdict(duel_id=row["duel_id"], probability=row["probability"], price=row["price"])
+                    self._take(verdict, row["time"])
             return {name: self._answers[name][1] for name in ids if name in self._answers}
 
     def record(self, verdicts: Iterable[Verdict]) -> None:
-        """Append answers and flush them to disk; call it before the reply leaves."""
+        """Append answers, durable on return; call it before the reply leaves."""
         now = time.time()
         kept = [verdict for verdict in verdicts if verdict.probability is not None]
         if not kept:
@@ -258,30 +265,33 @@ class AnswerJournal:
             json.dumps({"duel_id": v.duel_id, "probability": v.probability, "price": v.price, "time": now}) + "\n"
             for v in kept
         ]
-        written = "".join(lines).encode()
         with self._mutex:
-            new = not self._own.exists()
-            try:
-                with self._own.open("ab") as file:
-                    file.write(written)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:
-                self._own = self._new_file()  # never append to a line that may be torn
-                raise
-            self._read_up_to[self._own] = self._read_up_to.get(self._own, 0) + len(written)  # known without reading
+            self._append("".join(lines).encode())
             for verdict in kept:
                 self._take(verdict, now)
-            if new:
-                folder = os.open(self.folder, os.O_RDONLY)
-                os.fsync(folder)
-                os.close(folder)
+
+    def _append(self, written: bytes) -> None:
+        """Write lines and flush them to disk."""
+        new = not self._own.exists()
+        try:
+            with self._own.open("ab") as file:
+                file.write(written)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self._own = self._new_file()  # never append to a line that may be torn
+            raise
+        self._read_up_to[self._own] = self._read_up_to.get(self._own, 0) + len(written)  # known without reading
+        if new:
+            folder = os.open(self.folder, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
 
     def _new_file(self) -> Path:
         return self.folder / f"answers-{uuid.uuid4().hex}.jsonl"
 
-    def _refresh(self) -> None:
-        """Read what is new in all files, up to the last complete line: the rest is torn, or still being written."""
+    def _new(self) -> Iterable[bytes]:
+        """What is new in all files, up to the last complete line: the rest is torn, or still being written."""
         for path in sorted(self.folder.glob("answers-*.jsonl")):
             start = self._read_up_to.get(path, 0)
             with path.open("rb") as file:
@@ -289,10 +299,7 @@ class AnswerJournal:
                 new = file.read()
             new = new[: new.rfind(b"\n") + 1]
             self._read_up_to[path] = start + len(new)
-            for line in new.splitlines():
-                row = json.loads(line)
-                verdict = Verdict(duel_id=row["duel_id"], probability=row["probability"], price=row["price"])
-                self._take(verdict, row["time"])
+            yield new
 
     def _take(self, verdict: Verdict, when: float) -> None:
         known = self._answers.get(verdict.duel_id)

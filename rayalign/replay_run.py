@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import torch
 
-from rayalign import code_version, share
+from rayalign import code_version, share, storage
 from rayalign import config as settings
 from rayalign.agent_state import has_opinion
 from rayalign.agents import agent_class
@@ -114,6 +114,8 @@ def replay(
     """
     top = {"loop.epochs": epochs, "loop.batch_size": batch_size, "loop.seed": seed}
     given = settings.flatten(overrides) | {name: value for name, value in top.items() if value is not None}
+    for setting, place in (("source", source), ("run_dir", run_dir)):
+        storage.local_only(place, setting)
     plan_ = _prepare(Path(source), agent, env, policy, run_dir, oracle, synthetic, given)
     _validate(plan_)
     folder = Path(plan_.config.run_dir)

@@ -16,6 +16,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from rayalign import storage
 from rayalign.errors import DataError
 from rayalign.evaluate import Estimate, bootstrap_interval, over_seeds, paired_ratio, shown_targets
 from rayalign.run_record import RunRecord, answers, group
@@ -75,18 +76,27 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path | None = None) 
 
     One run: `report.html` and `plots/` in its directory. Several: `comparison.html` and `comparison-plots/` in the
     directory that holds them all. `out` names another place for the page. Unfinished runs are reported as far as
-    they got. Raises `DataError` if a directory holds no run.
+    they got. Of a run in a bucket the page goes there, and the path is that of a copy. Raises `DataError` if a
+    directory holds no run.
     """
+    if out is not None:
+        storage.local_only(out, "out")
+    elif len(run_dirs) > 1:
+        for run_dir in run_dirs:
+            storage.local_only(run_dir, "run_dirs (without out)")
     records = [RunRecord.read(run_dir) for run_dir in run_dirs]
     if not records:
         raise DataError("There is no run to report on; name at least one run directory.")
-    single = len(records) == 1
+    single, beside = len(records) == 1, out is None
     if out is None:
         common = Path(os.path.commonpath([record.path.absolute() for record in records]))
         out = records[0].path / "report.html" if single else common / "comparison.html"
     page = Path(out)
     plots = page.parent / ("plots" if single else f"{page.stem}-plots")
-    return render(_one(records[0], plots) if single else _several(records, plots), page)
+    render(_one(records[0], plots) if single else _several(records, plots), page)
+    if beside and storage.in_bucket(run_dirs[0]):
+        storage.upload(run_dirs[0], page.parent, page.name, plots.name)
+    return page
 
 
 def render(context: Mapping[str, Any], page: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rayalign import storage
 from rayalign.errors import DataError
 from rayalign.evaluate import labels_to_target
 from rayalign.logs import read_evaluations, read_metrics, to_table
@@ -19,7 +20,7 @@ class Result:
     """A finished run; everything in it can be read again with `Result.load(path)`."""
 
     path: Path
-    """Run directory."""
+    """Run directory; of a run in a bucket this machine's copy."""
     win_rate: float | None
     """Held-out win rate of the final policy, ties one half; None if nothing was evaluated."""
     win_rate_stderr: float | None
@@ -44,8 +45,8 @@ class Result:
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """Read a finished run's result. Raises `DataError` if `path` holds none."""
-        path = Path(path)
+        """Read a finished run's result; one in a bucket is copied. Raises `DataError` if `path` holds none."""
+        path = storage.fetched(path, checkpoint=True)
         file = path / "result.json"
         if not file.exists():
             raise DataError(f"{path} holds no finished run (no result.json). `rayalign resume {path}` finishes it.")

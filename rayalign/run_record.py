@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayalign import storage
 from rayalign.code_version import recorded
 from rayalign.config import flatten, read_yaml
 from rayalign.errors import DataError
@@ -45,7 +46,7 @@ class RunRecord:
     @classmethod
     def read(cls, run_dir: str | Path) -> RunRecord:
         """Read a run directory. Raises `DataError` if it holds no run."""
-        path = Path(run_dir)
+        path = storage.fetched(run_dir)
         config, result = path / CONFIG, path / "result.json"
         if not config.exists() and not (path / METRICS).exists():
             raise DataError(f"{str(path)!r} holds no run (no {CONFIG}, no {METRICS}); name the folder of a run.")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rayalign import config as settings
+from rayalign import storage
 from rayalign.aligned import Aligned, load_chooser
 from rayalign.env import make_world, read_keywords
 from rayalign.env.labels import Oracle
@@ -32,8 +33,8 @@ from rayalign.serve.kinds import ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
 from rayalign.serve.policy.config import TOKEN_VARIABLE, PolicyServerConfig
 
-OF_A_RUN = ("data", "human", "users")
-"""Kinds of oracle that know a run's own data alone, or have a page of their own."""
+OF_A_RUN = ("data", "users")
+"""Kinds of oracle that know a run's own data, or its policy, alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,8 @@ class OracleServer:
     """Whether requests have to bring the token."""
     folder: Path
     """Where paid answers are kept."""
+    notice: str = ""
+    """What whoever runs it has to know, e.g. how people log in; never a secret."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +160,8 @@ def serve_oracle(
     world = None if env is None else make_world(env, **read_keywords(env, env_kwargs))
     suits = {} if world is None else {k: v for k, v in world.defaults().items() if k.startswith("oracle.")}
     named = _named(oracle, target)
+    kind = oracle_kind(given.get("oracle.kind", named["oracle.kind"]))
+    suits |= {name: value for name, value in kind.defaults.items() if name.startswith("oracle.")}
     config = settings.apply(
         _OracleSettings(
             service=ServiceConfig(host=host, port=port, token_digest=read_token(token_file, ORACLE_TOKEN_VARIABLE))
@@ -164,8 +169,12 @@ def serve_oracle(
         {**suits, **named, **given},
     )
     _check_can_be_served(config.oracle, world)
+    if (page := kind.http(config.oracle)) is not None:  # it is where the service is
+        at = {f"{page.settings}.host": config.service.host, f"{page.settings}.port": config.service.port}
+        config = settings.apply(config, at)
+    storage.local_only(folder, "folder")
     place = Path(folder).absolute()
-    asked = oracle_kind(config.oracle.kind).complete(config.oracle, place)
+    asked = kind.complete(config.oracle, place)
     factory = oracle_factory(asked, world, None if isinstance(oracle, str) else oracle)
     name = f"served-oracle-{os.getpid()}-{time.time_ns()}"
     with ExitStack() as stack:
@@ -177,6 +186,7 @@ def serve_oracle(
             oracle=client.id,
             needs_token=bool(config.service.token_digest),
             folder=place,
+            notice=kind.notice(asked),
         )
 
 
@@ -194,7 +204,8 @@ def _named(oracle: Any, target: str | None) -> Mapping[str, Any]:
 def _check_can_be_served(config: OracleConfig, world: World | None) -> None:
     if config.kind == "world" and world is None:
         raise ConfigError("the oracle 'world' is an environment's hidden reward: name the environment (env, --env).")
-    if config.kind in OF_A_RUN or oracle_kind(config.kind).http(config) is not None:
+    kind = oracle_kind(config.kind)
+    if config.kind in OF_A_RUN or (kind.http(config) is not None and not kind.served):
         others = ", ".join(name for name in ORACLES if name not in OF_A_RUN)
         raise ConfigError(
             f"oracle.kind={config.kind!r} belongs to a run, and can't be served to other programs. Serve one of "

@@ -13,6 +13,7 @@ from typing import Any
 from ray import cloudpickle
 
 from rayalign import config as settings
+from rayalign import storage
 from rayalign.agents import make_agent
 from rayalign.agents.agent import Agent
 from rayalign.env import make_world
@@ -39,7 +40,7 @@ class StoredRun:
     @classmethod
     def read(cls, run_dir: str | Path) -> StoredRun:
         """Read a run directory. Raises `ConfigError` if it holds no run."""
-        folder = Path(run_dir).absolute()
+        folder = storage.fetched(run_dir).absolute()
         if not (folder / CONFIG).exists():
             raise ConfigError(f"run_dir={str(folder)!r} holds no run (no {CONFIG}). Start one with `rayalign run`.")
         custom: dict[str, Any] = {}

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 
-from rayalign import loop
+from rayalign import loop, storage
 from rayalign.branch import branch, branched_from, facts_of, identity, snapshot
 from rayalign.config import diff, flatten
 from rayalign.errors import ConfigError, RayalignError
@@ -101,6 +101,7 @@ def trainable(
 
     Raises `ConfigError` for what is wrong in `fixed`. Tell `Tuner.restore` the same arguments.
     """
+    storage.local_only(folder, "folder")
     base = load_example(agent) if agent.endswith(".py") else {"agent": agent}
     given = merged({**merged(base), **merged(fixed)})
     name, example_env = given.pop("agent"), given.pop("env", None)

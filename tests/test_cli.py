@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,3 +241,25 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_service_ends_in_good_order_at_sigterm_as_at_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    @contextmanager
+    def served(what: str, **options: Any) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(model=what, url="http://127.0.0.1:1/v1", needs_token=False)
+        ended.append(what)
+
+    monkeypatch.setattr("rayalign.serving.serve_policy", served)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+            timer.start()
+            result = CliRunner().invoke(app, ["serve", "run"])
+            timer.join()
+            assert result.exit_code == 0 and "Ctrl-C ends it" in result.output
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == ["run", "run"]

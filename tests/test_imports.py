@@ -22,7 +22,7 @@ ORDER = """
     errors types config nodes cache hf share code_version
     arrow_log ledger_rows preference_table ledger shared_budget
     claims
-    env purchase
+    env purchase storage
     rollout models staleness stopwatch
     agents
     learner

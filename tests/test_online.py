@@ -178,6 +178,21 @@ def test_while_the_learner_is_behind_users_are_answered_and_asked_nothing(users_
     assert not answer.comparison and len(answer.choices) == 1 and time.monotonic() - began < 5
 
 
+def test_with_more_staleness_users_are_asked_for_as_many_batches_ahead(users_run):
+    """Nobody trains: with `max_staleness=2` version 0 may generate batches 0, 1 and 2, and not one duel of batch 3."""
+    run = users_run(**{"loop.max_staleness": 2, "loop.budget": 40})
+    for batch in range(3):
+        run.wait_until(lambda batch=batch: run.collector.ledger.spent == 4 * batch)
+        answers = run.ask(*range(4))
+        assert all(answer.comparison for answer in answers)
+        for answer in answers:
+            run.collector.choose(answer.comparison, "first", "")
+    run.wait_until(lambda: run.collector.ledger.spent == 12)
+    assert not run.ask(5)[0].comparison
+    duels = [p.duel for p in run.bought().preferences()]
+    assert {(d.batch, d.first.policy_version) for d in duels} == {(0, 0), (1, 0), (2, 0)}
+
+
 def test_more_choices_than_a_batch_wait_for_the_next_one_and_close_the_gate(users_run):
     """With room for one version only, who chose beyond the batch is heard later; meanwhile no more is asked."""
     run = users_run(**{"loop.max_staleness": 0, "loop.budget": 12})
@@ -299,6 +314,22 @@ def test_an_agent_that_labels_pairs_itself_shows_one_answer_and_keeps_the_pair_f
     run.wait_until(lambda: run.collector.ledger.spent == 2)
     sources = [p.source for p in run.bought().preferences()]
     assert sources.count("oracle") == 2 and "synthetic" in sources and run.collector.book.num_synthetic == 0
+
+
+@pytest.mark.parametrize(("agent", "given"), [("xpo", {}), ("selm", {"agent.fresh": 3})])
+def test_agents_that_sample_the_reference_or_rank_ask_a_user_one_thing_at_a_time(users_run, agent, given):
+    run = users_run(agent, **given)
+    answers = run.ask(*range(8))
+    assert [bool(answer.comparison) for answer in answers] == [True] * 6 + [False] * 2
+    assert all(c.source == "policy" for answer in answers[6:] for c in answer.choices), "nobody is served the reference"
+    for answer in answers[:6]:
+        run.collector.choose(answer.comparison, "first", "")
+    run.wait_until(lambda: run.collector.ledger.spent == 6)
+    duels = [p.duel for p in run.bought().preferences()]
+    assert len({d.prompt.id for d in duels}) == 6
+    for d in duels:
+        assert (d.first.source, d.second.source) == ("policy", "reference" if agent == "xpo" else "policy")
+        assert ("y_ref" in d.meta) == (agent == "xpo"), "what the loss needs travels with the duel"
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from typing import Annotated
 
 import typer
 
-from rayalign.cli.app import Changes, Policy, RunDir, Seed, app, plain_errors
+from rayalign.cli.app import Changes, Policy, RunDir, Seed, app, plain_errors, wait_until_stopped
 from rayalign.cli.runs import read_changes
 from rayalign.errors import ConfigError
 
@@ -82,7 +80,7 @@ def serve(
     ] = None,
     changes: Changes = None,
 ) -> None:
-    """Serve the policy behind an OpenAI-compatible endpoint until Ctrl-C."""
+    """Serve the policy behind an OpenAI-compatible endpoint until Ctrl-C or SIGTERM."""
     from rayalign.serving import serve_policy
 
     settings = dict(read_changes(changes))
@@ -98,8 +96,7 @@ def serve(
     ) as server:
         token = " with your token as api_key" if server.needs_token else ""
         typer.echo(f"serving model {server.model!r} at {server.url}{token}; Ctrl-C ends it")
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        wait_until_stopped()
 
 
 @app.command()

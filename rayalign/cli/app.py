@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -26,7 +29,10 @@ Changes = Annotated[
         "--set", metavar="NAME=VALUE", help="Change a setting; repeat for more. `rayalign settings` lists them."
     ),
 ]
-RunDir = Annotated[str | None, typer.Option(help="Where the run is kept. Default: a new folder under runs/.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option(help="Where the run is kept: a folder, or s3://bucket/folder. Default: a new folder under runs/."),
+]
 Policy = Annotated[
     str | None, typer.Option(help="Initial policy: Hugging Face directory or id. Default: the world's own.")
 ]
@@ -53,3 +59,11 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(130) from None
 
     return guarded
+
+
+def wait_until_stopped() -> None:
+    """Return at Ctrl-C or SIGTERM. Call it when Ray runs: its own handler of SIGTERM would abort the process."""
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    with contextlib.suppress(KeyboardInterrupt):
+        over.wait()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 from typing import Annotated
 
 import typer
 
-from rayalign.cli.app import Changes, app, plain_errors
+from rayalign.cli.app import Changes, app, plain_errors, wait_until_stopped
 from rayalign.cli.runs import read_changes
 
 
@@ -47,7 +44,6 @@ def oracle(
             f"serving oracle {server.oracle} at {server.url}/v1/verdicts{token}; schema: {server.url}/openapi.json; "
             f"paid answers: {server.folder}; Ctrl-C ends it"
         )
-        over = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: over.set())  # Ray's own handler aborts
-        with contextlib.suppress(KeyboardInterrupt):
-            over.wait()
+        if server.notice:
+            typer.echo(server.notice)
+        wait_until_stopped()

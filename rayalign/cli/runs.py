@@ -35,7 +35,7 @@ def run(
 @app.command()
 @plain_errors
 def resume(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="Directory of the run.")],
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="Directory of the run, or s3://bucket/folder.")],
     budget: Annotated[int | None, typer.Option(help="A larger budget, to go on with a finished run.")] = None,
     changes: Changes = None,
 ) -> None:
@@ -52,9 +52,11 @@ def report(
     out: Annotated[str | None, typer.Option(help="Where to write the page. Default: beside the runs.")] = None,
 ) -> None:
     """Write plots and one self-contained HTML page about a run, or a comparison of several."""
+    from rayalign import storage
     from rayalign.report import write_report
 
-    typer.echo(str(write_report(run_dirs, out)))
+    page = str(write_report(run_dirs, out))
+    typer.echo(storage.join(run_dirs[0], "report.html") if out is None and storage.in_bucket(run_dirs[0]) else page)
 
 
 def run_example(config: Mapping[str, Any] | Recipe) -> Any:

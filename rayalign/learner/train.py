@@ -31,6 +31,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from rayalign import storage
 from rayalign.agents.agent import Agent
 from rayalign.errors import ConfigError, DataError, RayalignError, WaitError
 from rayalign.learner.config import LearnerConfig
@@ -243,15 +244,16 @@ class _Worker:
 
     # -- the end ------------------------------------------------------------------------------------------------
     def _finish(self) -> None:
-        """Write the final directory; it appears whole or not at all."""
+        """Write the final directory; it appears whole or not at all, in a bucket file by file."""
         first, policy, setup = self.strategy.rank == 0, self.strategy.policy, self.setup
         state = merged_state(policy, self.strategy.gathered, keep=first)
         adapter = adapter_state(policy, self.strategy.gathered, keep=first) if self.config.lora.rank else {}
         if not first:
             return
-        target = Path(setup.final_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        target = None if storage.in_bucket(setup.final_dir) else Path(setup.final_dir)
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=target and target.parent))
         try:
             write_final(setup.policy, state, building)
             if adapter:
@@ -261,6 +263,8 @@ class _Worker:
                 save_file(adapter, building / "adapter" / "adapter_model.safetensors")
                 text = json.dumps(adapter_config(policy), indent=2, default=str)
                 (building / "adapter" / "adapter_config.json").write_text(text)
+            if target is None:
+                return storage.replace_folder(setup.final_dir, building)
             building.chmod(0o755)
             if target.exists():  # left by a run that was killed between here and its last report
                 shutil.rmtree(target)
@@ -310,7 +314,7 @@ def make_trainer(
     Args:
         setup: what the workers are given.
         config: replaces `setup.config`.
-        storage_path: directory that every node sees; with `name` the place of the checkpoints.
+        storage_path: directory that every node sees, or a URI; with `name` the place of the checkpoints.
         name: of the run; a trainer made with the same place resumes at the latest checkpoint there.
     """
     if config is not None:
@@ -333,7 +337,7 @@ def make_trainer(
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=storage_path,
+            **storage.ray_storage(storage_path),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),

@@ -8,13 +8,10 @@ what it is batched with, and are what the model says of that row alone.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +24,6 @@ log = logging.getLogger(__name__)
 
 Row = Mapping[str, list[int]]
 """Model inputs of one sequence: `input_ids`, and `token_type_ids` where the model has types. Not padded."""
-Item = TypeVar("Item")
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """On a CPU larger batches are slower: more padding, and activations that leave the caches."""
@@ -44,20 +40,25 @@ class Classifier:
     """
 
     def __init__(self, config: OracleConfig, labels: Sequence[int], what: str) -> None:
-        self.device = _device(config.device)
-        placed = _placement(config, self.device)
+        self.device = device_of(config.device)
+        placed = placement(config, self.device)
         self.model, self.tokenizer = _load(config, placed, labels, what)
         self.model.eval()
         if "device_map" in placed:
             self.device = self.model.device  # that of its first layer, which is where inputs go
         else:
             self.model.to(self.device)
-        self.name, self.version = _name(config.target), _version(self.model, config.quantization)
-        limit = _limit(self.model, self.tokenizer)
+        self.name, self.version = model_name(config.target), _version(self.model, config.quantization)
+        limit = longest_input(self.model, self.tokenizer)
         self.max_tokens = min(config.max_tokens or limit, limit)
         self.token_types = getattr(self.model.config, "type_vocab_size", 0) > 0
         self.token_budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS[self.device.type]
         self._own_pad: int | None = self.model.config.get_text_config().pad_token_id
+
+    @property
+    def reads(self) -> str:
+        """What else its scores depend on, beside name and version: how texts are cut, and how it computes."""
+        return f"{self.max_tokens} tokens, {self.model.dtype}"
 
     def logits(self, rows: Sequence[Row]) -> list[list[float]]:
         """Per row the logit of each label, in float32."""
@@ -93,34 +94,6 @@ class Classifier:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
 
-class ScoreCache:
-    """Scores by content, so that equal texts are scored once; forgets the least recently used beyond `size`.
-
-    It belongs to one model, which is therefore no part of a key, and lives as long as its replica. What was paid for
-    outlives it in the service's answers.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._scores: OrderedDict[bytes, float] = OrderedDict()
-
-    def through(
-        self, items: Mapping[bytes, Item], score: Callable[[list[Item]], Sequence[float | None]]
-    ) -> dict[bytes, float | None]:
-        """The score of each item by its key; `score` is asked once, for those that are not known."""
-        known: dict[bytes, float | None] = {key: self._scores[key] for key in items if key in self._scores}
-        new = [key for key in items if key not in known]
-        if new:
-            known |= dict(zip(new, score([items[key] for key in new]), strict=True))
-        for key, value in known.items():
-            if value is not None and math.isfinite(value):
-                self._scores[key] = value
-                self._scores.move_to_end(key)
-        while len(self._scores) > self.size:
-            self._scores.popitem(last=False)
-        return known
-
-
 class Truncations:
     """Counts what had to be cut, and says so: after 1, 2, 4, 8, ... times, often enough to be seen, never a flood."""
 
@@ -132,11 +105,6 @@ class Truncations:
         self.count += 1
         if self.count & (self.count - 1) == 0:
             log.warning("%d %s so far: more than %d tokens", self.count, self.what, self.max_tokens)
-
-
-def content_key(*content: Any) -> bytes:
-    """A key of texts and lists of texts: equal for equal content."""
-    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
@@ -190,7 +158,7 @@ def _foreign(config: Any) -> str:
     return f" It was saved as {foreign[0]}, which transformers does not have." if foreign else ""
 
 
-def _placement(config: OracleConfig, device: torch.device) -> dict[str, Any]:
+def placement(config: OracleConfig, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` needs to spread the model over a replica's GPUs, or to store it in fewer bits."""
     options: dict[str, Any] = {}
     if config.device == "auto" and device.type == "cuda" and config.gpus_per_replica > 1:
@@ -218,7 +186,8 @@ def _quantization(config: OracleConfig) -> dict[str, Any]:
     return {"quantization_config": four_bits}
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that `oracle.device` names."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -229,19 +198,25 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _limit(model: Any, tokenizer: Any) -> int:
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """Most tokens that both know how to take."""
     limits = [tokenizer.model_max_length, getattr(model.config.get_text_config(), "max_position_embeddings", None)]
     known = [limit for limit in limits if limit and 0 < limit < UNLIMITED]
     return min(known, default=UNLIMITED)
 
 
-def _name(target: str) -> str:
+def model_name(target: str) -> str:
+    """The last name of a directory, or the id."""
     return Path(target).name if Path(target).is_dir() else target
 
 
 def _version(model: Any, quantization: str) -> str:
-    """Its commit on the hub, or a checksum of its head; how it is stored, since that changes what it says."""
+    """Its commit on the hub, or a checksum of its head."""
     commit = getattr(model.config, "_commit_hash", None)
     name, parameter = list(model.named_parameters())[-1]
-    version = commit[:12] if commit else checksum({name: parameter})[:12]
-    return f"{version}:{quantization}" if quantization else version
+    return version_name(commit or checksum({name: parameter}), quantization)
+
+
+def version_name(version: str, quantization: str) -> str:
+    """Short, and with how the model is stored, since that changes what it says."""
+    return f"{version[:12]}:{quantization}" if quantization else version[:12]

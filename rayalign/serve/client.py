@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayalign import errors, share
+from rayalign import errors, share, storage
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.config import OracleConfig
@@ -222,7 +222,7 @@ def start_oracle(
     from rayalign.serve.deployment import build_app
 
     _check_fits(config, ray.cluster_resources())
-    if journal_dir is not None:
+    if journal_dir is not None and not storage.in_bucket(journal_dir):
         Path(journal_dir).mkdir(parents=True, exist_ok=True)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
     address = oracle_kind(config.kind).http(config) if service is None else service.address

@@ -24,8 +24,9 @@ class OracleConfig:
     endpoint), `http` (an oracle that is served elsewhere), `human` (people, on a page), `users` (who chat with the
     policy), or the import path `package.module:NAME` of a kind of yours (see `rayalign.serve.kinds`)."""
     target: str = ""
-    """function: import path `package.module:attribute`; reward_model, pairwise: Hugging Face id or directory; judge:
-    the model's name at its endpoint; http: the service's address, like http://127.0.0.1:8710; else unused."""
+    """function: import path `package.module:attribute`; reward_model, pairwise, local judge: Hugging Face id or
+    directory; judge: the model's name at its endpoint; http: the service's address, like http://127.0.0.1:8710; else
+    unused."""
     labels: str = "bernoulli"
     """How a probability becomes a label: `bernoulli` draws it, `deterministic` takes the likelier response."""
     scale: float = 1.0
@@ -62,12 +63,12 @@ class OracleConfig:
     health_check_period_s: float = 2.0
     """Seconds between health checks. A dead replica is replaced at the next; one that fails, after three in a row."""
     device: str = "auto"
-    """reward_model, pairwise: `cpu`, `cuda` (one GPU), or `auto`: cuda where the replica has a GPU, and with
-    gpus_per_replica of 2 or more the model's layers are spread over them."""
+    """Of a model in the replica (reward_model, pairwise, local judge): `cpu`, `cuda` (one GPU), or `auto`: cuda where
+    the replica has a GPU, and with gpus_per_replica of 2 or more the model's layers are spread over them."""
     dtype: str = "float32"
-    """reward_model, pairwise: `float32` or `bfloat16` weights and activations; scores are always float32."""
+    """Of a model in the replica: `float32` or `bfloat16` weights and activations; scores are always float32."""
     quantization: str = ""
-    """reward_model, pairwise: `int8` or `int4` (NF4) weights of linear layers, by bitsandbytes; empty: as dtype."""
+    """Of a model in the replica: `int8` or `int4` (NF4) weights of linear layers, by bitsandbytes; empty: as dtype."""
     max_tokens: int = 0
     """reward_model, pairwise: longest input. 0: the model's limit. Of reward_model the prompt's beginning is cut, and
     of pairwise then the responses' ends, too."""
@@ -75,9 +76,9 @@ class OracleConfig:
     """reward_model, pairwise: most tokens per forward pass, padding counted. 0: 2,048 on a CPU, 16,384 on a GPU."""
     cache_size: int = 100_000
     """reward_model, pairwise: scores that each replica remembers by content (prompt and response, or responses), so
-    that equal texts are scored once; 0 remembers none."""
+    that equal texts are scored once; the file scores.sqlite beside its answers has those of all replicas. 0: none."""
     trust_remote_code: bool = False
-    """reward_model, pairwise: run the Python code that comes with the model. Only for repositories that you trust."""
+    """Of a model in the replica: run the Python code that comes with it. Only for repositories that you trust."""
     pairwise: PairwiseConfig = field(default_factory=PairwiseConfig)
     """pairwise only: how the model is shown a duel, and how its answer is read."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)

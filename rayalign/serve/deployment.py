@@ -27,10 +27,10 @@ from typing import Any, cast
 
 from ray import serve
 
+from rayalign import storage
 from rayalign.claims import Claims
 from rayalign.env.labels import LateOracle, Oracle
 from rayalign.errors import OracleError, RayalignError, WaitError
-from rayalign.purchase import AnswerJournal
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import import_attribute, oracle_kind
@@ -63,9 +63,10 @@ class OracleDeployment:
         self.config = config
         keep_in = getattr(self.oracle, "keep_in", None)  # an oracle that is billed call by call has books of its own
         if keep_in is not None and journal_dir is not None:
+            storage.local_only(journal_dir, "the folder of an oracle with books of its own")
             keep_in(journal_dir)
-        self.journal = None if journal_dir is None else AnswerJournal(Path(journal_dir))
-        self.claims = None if journal_dir is None else Claims(journal_dir)
+        self.journal = None if journal_dir is None else storage.open_journal(journal_dir)
+        self.claims = None if journal_dir is None else Claims(storage.scratch_of(journal_dir))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
         self._waiting: list[tuple[DuelColumns, asyncio.Future[VerdictColumns]]] = []
         self._busy = asyncio.Lock()
@@ -264,8 +265,9 @@ def build_app(
                 "downscale_delay_s": 60.0,
             }
         }
-    folder = None if journal_dir is None else str(Path(journal_dir).absolute())
-    path = oracle_kind(config.kind).deployment if service is None else OVER_HTTP
+    folder = None if journal_dir is None else storage.absolute(journal_dir)
+    kind = oracle_kind(config.kind)
+    path = kind.deployment if service is None else kind.served or OVER_HTTP
     deployment = serve.deployment(
         import_attribute(path, f"the deployment of oracle.kind={config.kind}"),
         name="oracle",

@@ -1,7 +1,7 @@
 """What stands before every HTTP application that others may reach: who may ask, how much, and how many at once.
 
-    request -> too many at once? 429 -> wrong site? 403 -> no token? 401 -> wrong type of body? 415
-            -> body too large or too slow? 413, 408 -> app
+    request -> too many at once? 429 -> wrong site? 403 -> no token? 401 -> too many wrong ones? 429
+            -> wrong type of body? 415 -> body too large or too slow? 413, 408 -> app
 
 Pure ASGI, no framework. A body is read whole before the application sees the request: what is served here takes small
 JSON objects, and the application never waits for a slow sender. Only a digest of the token is kept, so that nothing
@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rayalign.errors import ConfigError
+from rayalign.serve.attempts import Attempts, address_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -62,6 +63,7 @@ class HttpGuard:
 
     def __init__(self, app: App, config: GuardConfig) -> None:
         self.app, self.config = app, config
+        self.attempts = Attempts()
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,11 +105,16 @@ class HttpGuard:
         if scope["path"] in self.config.open_paths:
             return None
         kind, _, token = headers.get(b"authorization", "").partition(" ")
-        given = digest(token.strip())
+        given, address = digest(token.strip()), address_of(scope)
+        if token and (pause := self.attempts.wait_s(address, given)):
+            return 429, "Too many wrong tokens came from your address; wait.", {"retry-after": str(pause)}
         # Every digest is compared, whatever the outcome: the time taken says nothing about them.
         found = [name for name, expected in known if hmac.compare_digest(given, expected)]
         if kind.lower() != "bearer" or not found:
+            if token:
+                self.attempts.wrong(address)
             return 401, "This server needs its token: Authorization: Bearer ...", {"www-authenticate": "Bearer"}
+        self.attempts.right(address, given)
         scope[CALLER] = found[0]
         return None
 
@@ -175,7 +182,7 @@ async def refuse(send: Send, status: int, message: str, headers: MutableMapping[
 # -- tokens -----------------------------------------------------------------------------------------------------------
 def digest(token: str) -> str:
     """What is kept of a token: its SHA-256, hex. Tokens are long and random, so that nobody finds them from it."""
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_token(file: str | Path | None, variable: str) -> str:

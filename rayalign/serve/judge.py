@@ -1,4 +1,5 @@
-"""A language model as a judge: an oracle that asks an OpenAI-compatible endpoint which response is better.
+"""A language model as a judge: an oracle that asks an OpenAI-compatible endpoint, or a model of its own, which response
+is better.
 
     duel -> questions (one or both orders) -> already in the call book? -> its answer
                                               | no: reserve the price, ask, read
@@ -20,7 +21,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
@@ -28,10 +29,13 @@ from rayalign.errors import OracleError
 from rayalign.serve.call_book import Answer, CallBook, Question
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.endpoint import Endpoint, Reply, Trouble
-from rayalign.serve.judge_config import JudgeConfig
+from rayalign.serve.judge_config import LOCAL, JudgeConfig
 from rayalign.serve.judge_prompts import ANSWERS, TEMPLATES, Reading, question, read_logprobs, read_text
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.types import Duel, Verdict
+
+if TYPE_CHECKING:
+    from rayalign.serve.local_judge import LocalJudge
 
 
 class Failure(NamedTuple):
@@ -43,7 +47,7 @@ class Failure(NamedTuple):
 
 
 class JudgeOracle:
-    """`P(first wins)` as the model `config.target` behind `config.judge.base_url` sees it.
+    """`P(first wins)` as the model `config.target` behind `config.judge.base_url`, or in this process, sees it.
 
     Raises `ConfigError` without a key and `OracleError` if nothing answers at the address or the key is wrong: before
     anything is bought.
@@ -51,8 +55,8 @@ class JudgeOracle:
 
     def __init__(self, config: OracleConfig) -> None:
         self.config = config.judge
-        self.model = config.target
-        self.endpoint = Endpoint(self.config, self.model)
+        self.endpoint = _endpoint(config)
+        self.model = self.endpoint.model
         self.endpoint.check()
         self.book = CallBook(None, self.config.max_spend)
         self.id = f"judge:{self.model}@{self.endpoint.host}#{_checksum(self.config)}"
@@ -182,6 +186,14 @@ class JudgeOracle:
         return Verdict(duel_id=duel.id, probability=sum(wins) / len(wins), price=self.book.spent_on(duel.id))
 
 
+def _endpoint(config: OracleConfig) -> Endpoint | LocalJudge:
+    if config.judge.base_url != LOCAL:
+        return Endpoint(config.judge, config.target)
+    from rayalign.serve.local_judge import LocalJudge  # imports torch
+
+    return LocalJudge(config)
+
+
 def _checksum(config: JudgeConfig) -> str:
     template = TEMPLATES.get(config.template, config.template)
     asked = (template, ANSWERS[config.verdict], config.temperature, sorted(config.request.items()))
@@ -210,4 +222,4 @@ def _make(config: OracleConfig, world: World | None) -> Oracle:
     return JudgeOracle(config)
 
 
-JUDGE = OracleKind(make=_make, check=check_target)
+JUDGE = OracleKind(make=_make, check=check_target, needs_files=True)

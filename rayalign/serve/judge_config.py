@@ -10,15 +10,22 @@ from urllib.parse import urlsplit
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.serve.judge_prompts import TEMPLATES, missing_places
 
+LOCAL = "local"
+"""What `base_url` says for a model in the oracle's own replicas."""
+DIGITS_ALONE = {"structured_outputs": {"choice": ["0", "1"]}}
+"""As `request`, how vLLM's server is told that the judge may say nothing else; a local model understands it, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
     """A language model behind an OpenAI-compatible endpoint; its name there is `oracle.target`."""
 
     base_url: str = "https://api.openai.com/v1"
-    """The endpoint, up to and without `/chat/completions`."""
+    """The endpoint, up to and without `/chat/completions`; or `local`: the model `oracle.target`, a Hugging Face id or
+    directory, is loaded into each of the oracle's replicas (`oracle.gpus_per_replica`, `device`, `dtype`, ...)."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key, never the key itself; empty: the endpoint needs none."""
+    """Name of the environment variable that holds the key, never the key itself; empty: the endpoint needs none, as
+    with `local`."""
     template: str = "chat"
     """What is asked: `chat`, `summary`, or your own text with `{prompt}`, `{first}`, `{second}`, and perhaps `{answer}`
     where the rules for the answer go (without it your text has to give them) and `{reference}`, the data's response."""
@@ -38,7 +45,8 @@ class JudgeConfig:
     max_tokens: int = 0
     """Longest answer in tokens; 0: 1 for logprobs, 1,024 for text."""
     top_logprobs: int = 20
-    """logprobs only: likeliest tokens that are looked at; an answer that is not among them has probability 0."""
+    """logprobs of an endpoint only: likeliest tokens that are looked at; an answer that is not among them has
+    probability 0."""
     request: dict[str, Any] = field(default_factory=dict)
     """Further fields of each request, e.g. {"reasoning_effort": "low"}; null leaves out one that is sent otherwise."""
     concurrency: int = 16
@@ -103,6 +111,13 @@ class JudgeConfig:
         return self.max_tokens or (1 if self.verdict == "logprobs" else 1024)
 
     def _check_url(self) -> None:
+        if self.base_url == LOCAL:
+            if self.request not in ({}, DIGITS_ALONE):
+                raise ConfigError(
+                    "oracle.judge.request has further fields for an endpoint, and with oracle.judge.base_url=local "
+                    f"there is none; all that it may be is {DIGITS_ALONE}. Leave it out."
+                )
+            return
         url = urlsplit(self.base_url)
         if "@" in url.netloc or url.query:  # may hold a secret, so it is not repeated
             raise ConfigError(
@@ -111,7 +126,8 @@ class JudgeConfig:
             )
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ConfigError(
-                f"oracle.judge.base_url={self.base_url!r} must be like https://host/v1 or http://host:8000/v1."
+                f"oracle.judge.base_url={self.base_url!r} must be like https://host/v1 or http://host:8000/v1, or "
+                "`local` for a model in the oracle's own replicas."
             )
 
 

@@ -80,10 +80,15 @@ class OracleKind:
     """The config with what depends on the run directory; paths in it become absolute, as the replicas need them."""
     deployment: str = "rayalign.serve.deployment:OracleDeployment"
     """`module:Class` of what runs under Serve: `OracleDeployment`, or a subclass that serves HTTP, too."""
+    served: str = ""
+    """The same where other programs ask it over HTTP: a subclass of `rayalign.serve.http.deployment:ServedOracle`.
+    Empty: that one; but a kind with a page of its own can't be served then."""
     http: Callable[[OracleConfig], Address | None] = _nowhere
     """Where it listens; None: it is reached through Serve's handle alone, and no port is opened."""
     who: str = "the oracle"
     """Whom a run waits for, in words."""
+    needs_files: bool = False
+    """Whether it keeps books of its own in the run directory, which then can't be in a bucket."""
     online: bool = False
     """Prompts come from who judges, too: the run's collector is a `rayalign.online.OnlineCollector`, which answers them
     and is reached as `COLLECTORS` says; and it takes another oracle to judge held-out answers."""

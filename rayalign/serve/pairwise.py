@@ -19,17 +19,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, DataError, OracleError
-from rayalign.serve.classifier import Classifier, Row, ScoreCache, Truncations, content_key
+from rayalign.serve.classifier import Classifier, Row, Truncations
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.judge_prompts import conversation
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.oracles import sigmoid
 from rayalign.serve.pairwise_config import BREAK
+from rayalign.serve.score_cache import ScoreCache, content_key
 from rayalign.types import Duel, Prompt, Verdict
 
 PROMPT_KEEPS = 4
@@ -64,6 +66,10 @@ class PairwiseOracle:
         """`pairwise:`, the model's name and version, and a checksum of what it is shown and how it is read."""
         asked = hashlib.blake2b(repr(sorted(asdict(self.config.pairwise).items())).encode(), digest_size=4).hexdigest()
         return f"pairwise:{self.classifier.name}@{self.classifier.version}#{asked}"
+
+    def keep_in(self, folder: str | Path) -> None:
+        """Share scores with all replicas that use `folder`, and with those that come after them."""
+        self._cache.keep_in(folder, f"{self.id}, {self.classifier.reads}")
 
     @property
     def truncated(self) -> int:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import OracleError
-from rayalign.serve.classifier import Classifier, ScoreCache, Truncations, content_key
+from rayalign.serve.classifier import Classifier, Truncations
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.oracles import sigmoid
+from rayalign.serve.score_cache import ScoreCache, content_key
 from rayalign.types import Duel, Prompt, Verdict
 
 
@@ -40,6 +42,10 @@ class RewardModelOracle:
     def id(self) -> str:
         """`reward_model:`, the model's name, and its commit on the hub or a checksum of its head."""
         return f"reward_model:{self.classifier.name}@{self.classifier.version}"
+
+    def keep_in(self, folder: str | Path) -> None:
+        """Share scores with all replicas that use `folder`, and with those that come after them."""
+        self._cache.keep_in(folder, f"{self.id}, {self.classifier.reads}")
 
     @property
     def truncated(self) -> int:

@@ -21,6 +21,7 @@ from rayalign.serve.config import OracleConfig
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.oracles import oracle_factory
+from rayalign.serving import serve_oracle
 
 TOKENS = {"ann": "the-secret-of-ann-1", "bob": "the-secret-of-bob-2"}
 
@@ -220,6 +221,29 @@ def test_a_run_whose_driver_is_killed_while_people_think_is_resumed_and_asks_nob
     assert all(labels[row[0]] == row[-1] for row in before)
     _, answers = asked_and_answered(run_dir)
     assert len(answers) == 16 + result.labels_spent_on_evaluation
+
+
+def test_people_who_are_served_apart_label_a_run_and_judge_its_evaluation(small_run, tmp_path):
+    port, apart = free_port(), tmp_path / "apart"
+    (tmp_path / "tokens").write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()))
+    settings = {"oracle.human.tokens_file": str(tmp_path / "tokens"), "oracle.human.undo_s": 0.0}
+    settings |= {"oracle.cpus_per_replica": 0.0}  # the run counts on both CPUs
+    with (
+        serve_oracle("human", port=port, folder=apart, **settings) as server,
+        answering(*(Annotator(name, port) for name in TOKENS)) as people,
+    ):
+        assert f"http://127.0.0.1:{port}/ - log in with a token from {tmp_path / 'tokens'}" in server.notice
+        asked = {"oracle.kind": "http", "oracle.target": server.url, "oracle.labels": "deterministic"}
+        asked |= {f"evaluation.{name}": value for name, value in asked.items()}
+        result = small_run(budget=8, max_staleness=1, **asked, **{"evaluation.every": 0, "evaluation.at_start": False})
+    assert result.labels_spent == len(contents(tmp_path / "run")) == 8 and result.labels_spent_on_evaluation > 0
+    for preference in Ledger(tmp_path / "run" / "ledger.arrow", read_only=True).preferences():
+        first, second = preference.duel.first.text, preference.duel.second.text
+        assert preference.label == (0.5 if first == second else float(first > second))
+    queue = DuelQueue(apart / "labelling" / "queue.arrow", TOKENS)
+    votes = sum(len(person.answers) for person in people)
+    assert queue.progress("ann").settled == votes == 8 + result.labels_spent_on_evaluation, "each was asked once"
+    queue.close()
 
 
 def test_settings_that_would_flip_coins_or_split_the_queue_are_refused(tmp_path):

@@ -51,6 +51,26 @@ def test_only_the_token_gets_in_and_health_needs_none():
     assert answers[0].json()["error"]["type"] == "authentication_error"
 
 
+def test_after_many_wrong_tokens_an_address_waits_unless_it_was_let_in_before():
+    def at(address, token):
+        headers = {"X-Forwarded-For": address} | ({"Authorization": f"Bearer {token}"} if token else {})
+        return "GET", "/", {"headers": headers}
+
+    guard = HttpGuard(echo, GuardConfig(token_digest=digest(TOKEN)))
+
+    async def go():
+        transport = httpx.ASGITransport(guard)
+        async with httpx.AsyncClient(transport=transport, base_url="http://example.org") as client:
+            tries = [at("10.0.0.1", TOKEN), *[at("10.0.0.1", "guess")] * 11, at("10.0.0.1", TOKEN), at("10.0.0.1", "")]
+            tries += [*[at("10.0.0.2", "guess")] * 11, at("10.0.0.2", TOKEN), at("10.0.0.3", TOKEN)]
+            return [await client.request(m, path, **options) for m, path, options in tries]
+
+    answers = asyncio.run(go())
+    assert [answer.status_code for answer in answers[:14]] == [200, *[401] * 10, 429, 200, 401]
+    assert 1 <= int(answers[11].headers["retry-after"]) <= 6
+    assert [answer.status_code for answer in answers[14:]] == [*[401] * 10, 429, 429, 200], "not even the right one"
+
+
 def test_callers_with_tokens_of_their_own_are_known_by_name():
     async def who(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})

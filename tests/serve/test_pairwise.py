@@ -1,6 +1,7 @@
 """Pairwise reward models in this process, against the bare model on token rows that are written by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,7 +204,7 @@ def test_logit_that_is_no_number_names_the_duel(tmp_path, save_bert):
 
 def test_id_names_the_model_and_changes_with_what_it_is_shown(bert):
     one = oracle(bert)
-    assert isinstance(one, PairwiseOracle) and one.id.startswith("pairwise:bert0@")
+    assert isinstance(one, PairwiseOracle) and one.id.startswith(f"pairwise:{Path(bert).name}@")
     assert one.id == oracle(bert).id != oracle(bert, order="given").id
 
 

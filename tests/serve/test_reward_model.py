@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM
 
 from rayalign.errors import ConfigError, DataError, OracleError
+from rayalign.serve.classifier import placement
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.deployment import build_app
 from rayalign.serve.oracles import oracle_factory
 from rayalign.serve.reward_model import RewardModelOracle
 from rayalign.types import Candidate, Duel, Prompt
@@ -143,6 +145,20 @@ def test_no_response_is_scored_twice(tmp_path, save_llama):
     assert sum(seen) == 4
 
 
+def test_a_response_that_another_replica_scored_is_not_scored_again(tmp_path, save_llama):
+    path, seen = save_llama(tmp_path / "model"), []
+    one, other, shorter = oracle(path), oracle(path), oracle(path, max_tokens=32)
+    for mine in (one, other, shorter):
+        mine.keep_in(tmp_path)
+        mine.model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+    asked = [duel("a", "w1", "w2", "w3"), duel("b", "w1", "w2", "w4")]
+    assert one.judge(asked) == other.judge(asked) and sum(seen) == 3
+    shorter.judge(asked)
+    assert sum(seen) == 6, "which texts are cut is part of what a score is of"
+
+
 def test_cache_forgets_the_least_recently_used(tmp_path, save_llama):
     mine = oracle(save_llama(tmp_path), cache_size=2)
     seen = []
@@ -183,6 +199,22 @@ def test_fewer_bits_shrink_the_linear_layers_and_hardly_change_the_scores(tmp_pa
     assert small.scores(PAIRS) == pytest.approx(exact.scores(PAIRS), abs=0.25 * spread)
     assert small.scores(PAIRS) != exact.scores(PAIRS)
     assert small.id == f"{exact.id}:{bits}"
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "placed"),
+    [
+        ({"gpus_per_replica": 2.0}, "cuda", {"device_map": "auto"}),
+        ({"gpus_per_replica": 1.0}, "cuda", {}),
+        ({"gpus_per_replica": 2.0, "device": "cuda"}, "cuda", {}),
+        ({"gpus_per_replica": 2.0}, "cpu", {}),
+    ],
+)
+def test_a_replica_that_has_several_gpus_spreads_the_models_layers_over_them(given, device, placed):
+    config = OracleConfig(kind="reward_model", target="m", **given)
+    assert placement(config, torch.device(device)) == placed
+    actor = build_app(config, oracle_factory(config))._bound_deployment.ray_actor_options
+    assert actor["num_gpus"] == given["gpus_per_replica"], "Serve gives each replica that many"
 
 
 def test_fewer_bits_without_their_library_say_what_to_install(tmp_path, save_llama, monkeypatch):

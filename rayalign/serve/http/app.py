@@ -38,16 +38,17 @@ SHOWN = 3
 """Most mistakes of a request that are named."""
 
 
-def build_app(judge: Judge, oracle_id: str, service: ServiceConfig) -> HttpGuard:
+def build_app(judge: Judge, oracle_id: str, service: ServiceConfig, *, late: bool = False) -> HttpGuard:
     """The whole application, guard included.
 
     Args:
-        judge: one verdict per duel, in order; asked again with the same ids it buys nothing.
+        judge: one verdict per duel; asked again with the same ids it buys nothing.
         oracle_id: what `judge` is, as replies name it.
         service: limits, and who is answered.
+        late: `judge` waits for nobody, and gives the verdicts that are there.
     """
     app = FastAPI(title="rayalign oracle", version=code_version(), docs_url=None, redoc_url=None)  # they load from afar
-    server = _Server(judge, oracle_id, service)
+    server = _Server(judge, oracle_id, service, late)
     # For the schema alone: the guard has looked at the token by then.
     token = [Depends(HTTPBearer(auto_error=False))] if service.token_digest else []
     question = limited_question(service)
@@ -69,15 +70,15 @@ def build_app(judge: Judge, oracle_id: str, service: ServiceConfig) -> HttpGuard
 class _Server:
     """One method per path."""
 
-    def __init__(self, judge: Judge, oracle_id: str, service: ServiceConfig) -> None:
-        self.judge, self.oracle_id, self.service = judge, oracle_id, service
+    def __init__(self, judge: Judge, oracle_id: str, service: ServiceConfig, late: bool) -> None:
+        self.judge, self.oracle_id, self.service, self.late = judge, oracle_id, service, late
 
     async def verdicts(self, question: Question) -> Reply:
         if question.oracle not in (None, self.oracle_id):
             raise HTTPException(409, f"This is another oracle than the one that is meant: it is {self.oracle_id}.")
         duels = question.to_duels(self.oracle_id)
         try:
-            return to_reply(self.oracle_id, question, await self.judge(duels))
+            return to_reply(self.oracle_id, question, duels, await self.judge(duels))
         except RayalignError as error:
             raise _in_the_callers_words(error, question, duels) from error
 
@@ -85,6 +86,7 @@ class _Server:
         """Say which oracle this is, and how much it takes at once."""
         return Description(
             oracle=self.oracle_id,
+            late=self.late,
             max_duels=self.service.max_duels,
             max_characters=self.service.max_characters,
             max_body_bytes=self.service.max_body_bytes,

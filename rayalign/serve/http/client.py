@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import ValidationError
 
-from rayalign.env.labels import Oracle
+from rayalign.env.labels import Oracle, judge_late
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, OracleError, WaitError
 from rayalign.serve.config import OracleConfig
@@ -30,7 +30,7 @@ from rayalign.serve.endpoint import retry_after
 from rayalign.serve.http.schema import Description, Problem, Reply
 from rayalign.serve.http_guard import find_token
 from rayalign.serve.kinds import OracleKind, check_target
-from rayalign.serve.labelling.config import is_loopback
+from rayalign.serve.listening import is_loopback
 from rayalign.types import Duel, Verdict
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,13 @@ class HttpOracle:
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel. Raises `OracleError` if the service can't answer, `WaitError` if it does not."""
+        verdicts = self.answered(duels)
+        if len(verdicts) < len(duels):
+            raise OracleError(f"{self.url} has no answer to {len(duels) - len(verdicts)} of {len(duels)} duels yet.")
+        return verdicts
+
+    def answered(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """The verdicts that are there, in order; all of them, unless the oracle is late. Raises as `judge`."""
         size = self.description.max_duels
         pieces = [duels[start : start + size] for start in range(0, len(duels), size)]
         return [verdict for piece in pieces for verdict in self._ask(piece)]
@@ -95,7 +102,9 @@ class HttpOracle:
         if ids != [duel.id for duel in duels]:
             raise OracleError(f"{self.url} was asked about {len(duels)} duels and answered about others, {ids[:3]}.")
         return [
-            Verdict(duel_id=v.id, probability=v.probability, failure=v.failure, price=v.price) for v in reply.verdicts
+            Verdict(duel_id=v.id, probability=v.probability, failure=v.failure, price=v.price)
+            for v in reply.verdicts
+            if not v.pending
         ]
 
     def _describe(self) -> Description:
@@ -163,6 +172,18 @@ class HttpOracle:
             text = response.content[: 4 * SHORT].decode("utf-8", "replace")
         text = " ".join((text.replace(self._token, "***") if self._token else text).split())
         return text if len(text) <= SHORT else text[:SHORT] + "..."
+
+
+class LateHttpOracle(HttpOracle):
+    """The same of an oracle that takes its time, as people do: a `LateOracle`."""
+
+    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """One verdict per duel, waited for. Raises as `HttpOracle.judge`, and `WaitError` where it takes too long."""
+        return judge_late(self, duels, self.config.request_timeout_s)
+
+    def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
+        """Hand over the duels that are new; the verdicts on those that have one."""
+        return self.answered(duels)
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -254,7 +275,15 @@ def _complete(config: OracleConfig, run_dir: Path) -> OracleConfig:
 
 
 def _make(config: OracleConfig, world: World | None) -> Oracle:
-    return HttpOracle(config)
+    oracle = HttpOracle(config)
+    if not oracle.description.late:
+        return oracle
+    if config.labels == "bernoulli" and oracle.description.oracle.startswith("human:"):
+        raise ConfigError(
+            f"people judge at oracle.target={oracle.url}, and labels='bernoulli' would flip a coin for every tie that "
+            "they see; set oracle.labels=deterministic (evaluation.oracle.labels, if they judge the evaluation)."
+        )
+    return LateHttpOracle(config)
 
 
-HTTP = OracleKind(make=_make, check=_check, complete=_complete, who="the oracle's service")
+HTTP = OracleKind(make=_make, check=_check, complete=_complete, needs_files=True, who="the oracle's service")

@@ -9,17 +9,16 @@ from typing import Any
 from ray import serve
 
 from rayalign.env.labels import Oracle
-from rayalign.errors import ConfigError, WaitError
+from rayalign.errors import WaitError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.deployment import OracleDeployment
 from rayalign.serve.http.app import build_app
 from rayalign.serve.http.service import ServiceConfig
-from rayalign.serve.http_guard import HttpGuard
 from rayalign.serve.wire import DuelColumns
 from rayalign.types import Duel, Verdict
 
 
-class _HttpDeployment(OracleDeployment):
+class ServedOracle(OracleDeployment):
     """What comes by HTTP is gathered, claimed and journalled like what comes through the handle."""
 
     def __init__(
@@ -27,16 +26,14 @@ class _HttpDeployment(OracleDeployment):
     ) -> None:
         super().__init__(config, factory, journal_dir)
         self.service = service
-        if hasattr(self.oracle, "poll"):
-            raise ConfigError(
-                f"oracle {self.oracle_id} takes its time, and a request can't wait for it: it can't be served to "
-                "other programs."
-            )
+        self.late = hasattr(self.oracle, "poll")
 
-    def __serve_build_asgi_app__(self) -> HttpGuard:
-        return build_app(self._judge_duels, self.oracle_id, self.service)
+    def __serve_build_asgi_app__(self) -> Any:
+        return build_app(self._judge_duels, self.oracle_id, self.service, late=self.late)
 
     async def _judge_duels(self, duels: Sequence[Duel]) -> Sequence[Verdict]:
+        if self.late:
+            return (await self.poll(DuelColumns.pack(duels))).unpack()
         try:
             async with asyncio.timeout(self.config.request_timeout_s):
                 return (await self.judge(DuelColumns.pack(duels))).unpack()
@@ -49,4 +46,4 @@ class _HttpDeployment(OracleDeployment):
             ) from None
 
 
-HttpDeployment: Any = serve.ingress()(_HttpDeployment)
+HttpDeployment: Any = serve.ingress()(ServedOracle)

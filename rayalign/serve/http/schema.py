@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
 
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.types import Candidate, Duel, Prompt, Verdict
@@ -57,18 +58,28 @@ class Question(_Strict):
         None, description="The oracle that is meant, as /v1/oracle names it; another one refuses (409)."
     )
 
+    @model_validator(mode="after")
+    def _one_id_is_one_duel(self) -> Self:
+        """Whoever looks verdicts up by id would get another duel's."""
+        seen: dict[str, DuelIn] = {}
+        for place, duel in enumerate(self.duels):
+            if seen.setdefault(duel.id, duel) != duel:
+                raise ValueError(f"duels.{place} has the id of another duel of this request, and says something else")
+        return self
+
     def to_duels(self, oracle_id: str) -> list[Duel]:
         """The duels as an oracle reads them, each named by oracle, caller, id and content together."""
-        return [_to_duel(duel, oracle_id, self.caller) for duel in self.duels]
+        return [_named(duel, oracle_id, self.caller) for duel in self.duels]
 
 
 class VerdictOut(BaseModel):
-    """What the oracle says of a duel: a probability or a failure."""
+    """What the oracle says of a duel: a probability or a failure, or nothing yet."""
 
     id: str
     probability: float | None = Field(description="That the first response is better; 0.5 is a tie.")
     failure: str | None = Field(description="Why there is no verdict. Nothing is kept of it: it may be asked again.")
     price: float = Field(description="In the currency of whoever runs the service.")
+    pending: bool = Field(False, description="It takes its time, as people do: ask again, with the same id.")
 
 
 class Reply(BaseModel):
@@ -82,6 +93,7 @@ class Description(BaseModel):
     """Which oracle this is, and how much may be asked of it at once."""
 
     oracle: str
+    late: bool = Field(False, description="Verdicts may come after days; until then they are pending.")
     max_duels: int
     max_characters: int
     max_body_bytes: int
@@ -124,15 +136,19 @@ def limited_question(limits: ServiceConfig) -> type[Question]:
     return create_model("Question", __base__=Question, duels=(duels, ...))
 
 
-def to_reply(oracle_id: str, question: Question, verdicts: Sequence[Verdict]) -> Reply:
-    """The verdicts, under the caller's own ids."""
+def to_reply(oracle_id: str, question: Question, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> Reply:
+    """The verdicts, under the caller's own ids; what has none is pending."""
+    found = {verdict.duel_id: verdict for verdict in verdicts}
     return Reply(
         oracle=oracle_id,
-        verdicts=[
-            VerdictOut(id=duel.id, probability=v.probability, failure=v.failure, price=v.price)
-            for duel, v in zip(question.duels, verdicts, strict=True)
-        ],
+        verdicts=[_to_wire(asked.id, found.get(duel.id)) for asked, duel in zip(question.duels, duels, strict=True)],
     )
+
+
+def _to_wire(name: str, verdict: Verdict | None) -> VerdictOut:
+    found = verdict or Verdict(duel_id=name)
+    probability, failure, price = found.probability, found.failure, found.price
+    return VerdictOut(id=name, probability=probability, failure=failure, price=price, pending=verdict is None)
 
 
 def _not_longer_than(most: int) -> Any:
@@ -144,11 +160,9 @@ def _not_longer_than(most: int) -> Any:
     return check
 
 
-def _to_duel(duel: DuelIn, oracle_id: str, caller: str) -> Duel:
+def to_duel(duel: DuelIn) -> Duel:
+    """The duel under its own id."""
     messages = None if duel.messages is None else [message.model_dump() for message in duel.messages]
-    named = (oracle_id, caller, duel.id, duel.prompt, messages, duel.reference, duel.first, duel.second)
-    # A program that counts its duels from 1 again means new ones: their texts tell them apart.
-    content = repr((*named, duel.prompt_id, duel.data))
     prompt = Prompt(
         id=duel.prompt_id or duel.id,
         text=duel.prompt,
@@ -156,13 +170,15 @@ def _to_duel(duel: DuelIn, oracle_id: str, caller: str) -> Duel:
         reference=duel.reference,
         meta={**(duel.data or {}), **({} if messages is None else {"messages": messages})},
     )
-    return Duel(
-        id=hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(),
-        batch=0,
-        prompt=prompt,
-        first=_response(duel.first),
-        second=_response(duel.second),
-    )
+    return Duel(id=duel.id, batch=0, prompt=prompt, first=_response(duel.first), second=_response(duel.second))
+
+
+def _named(duel: DuelIn, oracle_id: str, caller: str) -> Duel:
+    """The duel under a name by content: a program that counts its duels from 1 again means new ones."""
+    messages = None if duel.messages is None else [message.model_dump() for message in duel.messages]
+    named = (oracle_id, caller, duel.id, duel.prompt, messages, duel.reference, duel.first, duel.second)
+    content = repr((*named, duel.prompt_id, duel.data)).encode("utf-8", "surrogatepass")
+    return replace(to_duel(duel), id=hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
 def _response(text: str) -> Candidate:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rayalign.errors import ConfigError
 from rayalign.serve.http.config import TOKEN_VARIABLE
 from rayalign.serve.http_guard import GuardConfig
 from rayalign.serve.kinds import Address
-from rayalign.serve.labelling.config import is_loopback
+from rayalign.serve.listening import check_address, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +30,9 @@ class ServiceConfig:
     """Requests that a replica works on at the same time; more are told to come again (429)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.port < 2**16:
-            raise ConfigError(f"service.port={self.port} must be in 1..65535.")
-        for name in ("max_duels", "max_characters", "max_body_bytes", "max_requests"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"service.{name}={getattr(self, name)} must be at least 1.")
-        if not self.token_digest and not is_loopback(self.host):
-            raise ConfigError(
-                f"service.host={self.host!r} can be reached from other machines, and there is no token. Set "
-                f"{TOKEN_VARIABLE}, or name a --token-file; or listen on 127.0.0.1."
-            )
+        check_limits("service.", self, counts=("max_duels", "max_characters", "max_body_bytes", "max_requests"))
+        open_to_all = f"there is no token. Set {TOKEN_VARIABLE}, or name a --token-file"
+        check_address("service.", self, lacks="" if self.token_digest else open_to_all)
 
     @property
     def address(self) -> Address:

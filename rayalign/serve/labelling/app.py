@@ -15,6 +15,7 @@ answer or an undo means that it is on disk.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayalign.errors import LabellingError, LedgerError
+from rayalign.serve.attempts import Attempts, address_of
+from rayalign.serve.http_guard import digest
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.tokens import Tokens
 
@@ -40,6 +43,8 @@ STATIC = Path(__file__).parent / "static"
 COOKIE = "rayalign_labelling"
 MAX_BODY_BYTES = 4096
 """No request has more to say than a token, or an id and a choice."""
+BODY_TIMEOUT_S = 30.0
+"""Longest wait for it."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -59,7 +64,7 @@ DEFAULT_GUIDELINES = (
 
 
 def build_app(queue: DuelQueue, tokens: Tokens, guidelines: str = DEFAULT_GUIDELINES) -> Starlette:
-    """The application; it keeps no state of its own."""
+    """The application; of its own it keeps nothing but who has shown wrong tokens lately."""
     page = _Page(queue, tokens, guidelines)
     routes = [
         Route("/", page.index),
@@ -84,15 +89,22 @@ class _Page:
 
     def __init__(self, queue: DuelQueue, tokens: Tokens, guidelines: str) -> None:
         self.queue, self.tokens, self.guidelines = queue, tokens, guidelines
+        self.attempts = Attempts()
 
     async def index(self, request: Request) -> Response:
         return FileResponse(STATIC / "index.html")
 
     async def login(self, request: Request) -> Response:
         body = await _body(request, "token")
+        given, address = digest(body["token"]), address_of(request.scope)
+        if pause := self.attempts.wait_s(address, given):
+            told = f"Too many wrong tokens came from your address. Try again in {pause} seconds."
+            raise HTTPException(429, told, headers={"retry-after": str(pause)})
         name = self.tokens.owner(body["token"])
         if name is None:
+            self.attempts.wrong(address)
             raise HTTPException(401, "This token is not known.")
+        self.attempts.right(address, given)
         reply = JSONResponse({"annotator": name})
         secure = request.url.scheme == "https"
         reply.set_cookie(COOKIE, self.tokens.session(name), httponly=True, samesite="strict", secure=secure)
@@ -153,18 +165,30 @@ async def _body(request: Request, *fields: str) -> dict[str, str]:
         raise HTTPException(403, "This request comes from another site.")
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "The body must be application/json.")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = json.loads(await _raw(request))
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not arrive in {BODY_TIMEOUT_S:g} s.") from None
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "The body is not JSON.") from None
+    if not isinstance(body, dict) or set(body) != set(fields) or not all(map(_is_text, body.values())):
+        raise HTTPException(400, f"The body must be an object with the texts: {', '.join(fields) or 'none'}.")
+    return body
+
+
+async def _raw(request: Request) -> bytes:
     raw = b""
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BODY_BYTES:
             raise HTTPException(413, f"The body has more than {MAX_BODY_BYTES} bytes.")
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "The body is not JSON.") from None
-    if not isinstance(body, dict) or set(body) != set(fields) or not all(isinstance(v, str) for v in body.values()):
-        raise HTTPException(400, f"The body must be an object with the texts: {', '.join(fields) or 'none'}.")
-    return body
+    return raw
+
+
+def _is_text(value: Any) -> bool:
+    """Half a surrogate pair is none: no reply could repeat it."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _refused(request: Request, error: HTTPException) -> Response:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.serve.labelling.aggregate import AGGREGATES
+from rayalign.serve.listening import check_address, check_limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +36,15 @@ class HumanConfig:
     """Where the queue is kept, on a disk that the oracle's replica sees; empty: `labelling` in the run directory."""
 
     def __post_init__(self) -> None:
-        if self.annotators_per_duel < 1:
-            raise ConfigError(f"oracle.human.annotators_per_duel={self.annotators_per_duel} must be at least 1.")
+        check_limits("oracle.human.", self, counts=("annotators_per_duel",), seconds=("lease_s",))
         if self.aggregate not in AGGREGATES:
             raise ConfigError(
                 f"oracle.human.aggregate={self.aggregate!r} is unknown. {did_you_mean(self.aggregate, AGGREGATES)}"
             )
-        if not self.lease_s > 0:
-            raise ConfigError(f"oracle.human.lease_s={self.lease_s} must be positive.")
         if not self.undo_s >= 0:
             raise ConfigError(f"oracle.human.undo_s={self.undo_s} must not be negative; 0 has answers count at once.")
-        if not 0 < self.port < 2**16:
-            raise ConfigError(f"oracle.human.port={self.port} must be in 1..65535.")
-        if not self.tokens_file and not is_loopback(self.host):
-            raise ConfigError(
-                f"oracle.human.host={self.host!r} can be reached from other machines, and oracle.human.tokens_file is "
-                "not set. Name a file with a token per annotator, or listen on 127.0.0.1."
-            )
+        unnamed = "oracle.human.tokens_file is not set. Name a file with a token per annotator"
+        check_address("oracle.human.", self, lacks="" if self.tokens_file else unnamed)
         if not self.tokens_file and self.annotators_per_duel > 1:
             raise ConfigError(
                 f"oracle.human.annotators_per_duel={self.annotators_per_duel} needs as many annotators, and "
@@ -63,15 +55,3 @@ class HumanConfig:
 def tokens_path(human: HumanConfig) -> Path:
     """The file that has the annotators' tokens."""
     return Path(human.tokens_file or Path(human.folder) / "tokens")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`; a name other than `localhost` is not trusted.
-
-    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
-    [True, True, True, False, False]
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

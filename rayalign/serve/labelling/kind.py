@@ -58,6 +58,7 @@ def notice(config: OracleConfig) -> str:
 
 
 HUMAN = OracleKind(
+    needs_files=True,
     make=make,
     check=check,
     complete=complete,
@@ -65,6 +66,7 @@ HUMAN = OracleKind(
     who="people",
     notice=notice,
     deployment="rayalign.serve.labelling.deployment:LabellingDeployment",
+    served="rayalign.serve.labelling.served:ServedPeople",
     defaults={
         "oracle.labels": "deterministic",  # a tie stays a tie
         "loop.max_staleness": 1,  # people have a batch to judge while the one before it is learnt from

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rayalign.errors import ConfigError
 from rayalign.serve.http_guard import GuardConfig
-from rayalign.serve.labelling.config import is_loopback
+from rayalign.serve.listening import check_address, check_limits, check_model_name
 
 TOKEN_VARIABLE = "RAYALIGN_SERVE_TOKEN"
 """Environment variable of the token that callers need."""
@@ -46,26 +46,14 @@ class PolicyServerConfig:
     """Longest wait for the replicas to load the policy."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("num_replicas", "max_choices", "max_prompts", "max_messages"),
-            *("max_body_bytes", "max_requests", "max_batch"),
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"serve {name}={getattr(self, name)} must be at least 1.")
-        for name in ("request_timeout_s", "start_timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"serve {name}={getattr(self, name)} must be positive.")
+        counts = ("max_choices", "max_prompts", "max_messages", "max_body_bytes", "max_requests", "max_batch")
+        seconds = ("request_timeout_s", "start_timeout_s")
+        check_limits("serve ", self, counts=("num_replicas", *counts), seconds=seconds)
         if self.best_of < 0:
             raise ConfigError(f"serve best_of={self.best_of} must not be negative; 0 is off.")
-        if not 0 < self.port < 2**16:
-            raise ConfigError(f"serve port={self.port} must be in 1..65535.")
-        if not self.model or len(self.model) > 256:
-            raise ConfigError(f"serve model={self.model!r} must be a name of 1 to 256 characters.")
-        if not self.token_digest and not is_loopback(self.host):
-            raise ConfigError(
-                f"serve host={self.host!r} can be reached from other machines, and there is no token. Set "
-                f"{TOKEN_VARIABLE}, or name a --token-file; or listen on 127.0.0.1."
-            )
+        check_model_name("serve ", self.model)
+        open_to_all = f"there is no token. Set {TOKEN_VARIABLE}, or name a --token-file"
+        check_address("serve ", self, lacks="" if self.token_digest else open_to_all)
 
     @property
     def samples_per_choice(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rayalign.errors import ConfigError
-from rayalign.serve.labelling.config import is_loopback
+from rayalign.serve.listening import check_address, check_limits, check_model_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +36,8 @@ class UsersConfig:
     """Requests that are worked on at the same time; more are told to come back (429)."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_choices", "max_messages", "max_body_bytes", "max_requests"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"oracle.users.{name}={getattr(self, name)} must be at least 1.")
-        for name in ("choose_within_s", "answer_within_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"oracle.users.{name}={getattr(self, name)} must be positive.")
-        if not 0 < self.port < 2**16:
-            raise ConfigError(f"oracle.users.port={self.port} must be in 1..65535.")
-        if not self.model or len(self.model) > 256:
-            raise ConfigError(f"oracle.users.model={self.model!r} must be a name of 1 to 256 characters.")
-        if not self.tokens_file and not is_loopback(self.host):
-            raise ConfigError(
-                f"oracle.users.host={self.host!r} can be reached from other machines, and oracle.users.tokens_file is "
-                "not set. Name a file with a token per user, or listen on 127.0.0.1."
-            )
+        counts = ("max_batch", "max_choices", "max_messages", "max_body_bytes", "max_requests")
+        check_limits("oracle.users.", self, counts=counts, seconds=("choose_within_s", "answer_within_s"))
+        check_model_name("oracle.users.", self.model)
+        unnamed = "oracle.users.tokens_file is not set. Name a file with a token per user"
+        check_address("oracle.users.", self, lacks="" if self.tokens_file else unnamed)

@@ -73,6 +73,7 @@ def notice(config: OracleConfig) -> str:
 
 
 USERS = OracleKind(
+    needs_files=True,
     make=make,
     check=check,
     complete=complete,

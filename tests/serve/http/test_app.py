@@ -95,9 +95,9 @@ def test_verdicts_come_in_order_under_the_callers_own_ids(server):
     assert reply.json() == {
         "oracle": "function:f",
         "verdicts": [
-            {"id": "a", "probability": 1.0, "failure": None, "price": 0.5},
-            {"id": "b", "probability": 0.0, "failure": None, "price": 0.5},
-            {"id": "c", "probability": None, "failure": "refused", "price": 0.0},
+            {"id": "a", "probability": 1.0, "failure": None, "price": 0.5, "pending": False},
+            {"id": "b", "probability": 0.0, "failure": None, "price": 0.5, "pending": False},
+            {"id": "c", "probability": None, "failure": "refused", "price": 0.0, "pending": False},
         ],
     }
 
@@ -118,6 +118,15 @@ def test_a_duel_is_the_same_if_caller_id_and_texts_are(server):
         name(duel("a", data={"k": 1})),
     ]
     assert len({first, *others}) == 6, "another program's id 1 is not ours, and a reused id is not an old answer"
+
+
+def test_one_id_is_one_duel_within_a_request(server):
+    twice = server.post({"duels": [duel("a"), duel("b"), duel("a")]}).json()["verdicts"]
+    assert [verdict["id"] for verdict in twice] == ["a", "b", "a"] and twice[0] == twice[2]
+    server.judge.duels.clear()
+    reply = server.post({"duels": [duel("a"), duel("b"), duel("a", "another", "text")]})
+    assert reply.status_code == 422 and "duels.2 has the id of another duel" in reply.json()["error"]["message"]
+    assert server.judge.duels == [], "nobody was asked"
 
 
 def test_conversations_and_references_reach_the_oracle(server):
@@ -200,7 +209,8 @@ def test_the_schema_is_published_with_its_limits(server):
 
 def test_which_oracle_it_is_and_whether_it_lives(server):
     about = requests.get(server.url + "/v1/oracle", timeout=20).json()
-    assert about == {"oracle": "function:f", "max_duels": 4, "max_characters": 50, "max_body_bytes": 3000}
+    limits = {"max_duels": 4, "max_characters": 50, "max_body_bytes": 3000}
+    assert about == {"oracle": "function:f", "late": False, **limits}
     assert requests.get(server.url + "/health", timeout=20).json() == {"status": "ok"}
     nowhere = requests.get(server.url + "/elsewhere", timeout=20)
     assert (nowhere.status_code, nowhere.json()["error"]["message"]) == (404, "There is no GET /elsewhere here.")

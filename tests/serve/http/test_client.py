@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import uvicorn
 
+import rayalign
 from rayalign.errors import ConfigError, OracleError, WaitError
 from rayalign.serve import OracleConfig
 from rayalign.serve.http.app import build_app
@@ -43,17 +44,23 @@ def duels(n, text="prompt"):
 
 @pytest.fixture
 def serve():
-    """`serve(token, **limits) -> url, sizes of the calls that the oracle behind it got`."""
+    """`serve(token, **limits) -> url, sizes of the calls that the oracle behind it got`.
+
+    With `late` it knows nothing of a duel when it is asked for the first time.
+    """
     running = []
 
-    def start(token="", price=0.25, **limits):
-        oracle, sizes = FunctionOracle(length, price=price), []
+    def start(token="", price=0.25, late=False, name="", **limits):
+        oracle, sizes, seen = FunctionOracle(length, price=price), [], set()
 
         async def judge(asked):
             sizes.append(len(asked))
-            return oracle.judge(asked)
+            known = [duel for duel in asked if duel.id in seen or not late]
+            seen.update(duel.id for duel in asked)
+            return oracle.judge(known)
 
-        app = build_app(judge, oracle.id, ServiceConfig(token_digest=token and digest(token), **limits))
+        service = ServiceConfig(token_digest=token and digest(token), **limits)
+        app = build_app(judge, name or oracle.id, service, late=late)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -142,6 +149,51 @@ def test_verdicts_are_those_of_the_oracle_behind_it_prices_included(serve):
     assert there.judge(asked) == here.judge(asked)
     assert there.judge([]) == []
     assert there.id == f"http:{url.removeprefix('http://')}/{here.id}"
+
+
+def test_an_oracle_that_takes_its_time_is_late_here_too(serve, monkeypatch):
+    monkeypatch.setattr("rayalign.env.labels.LATE_POLL_S", 0.01)
+    url, _ = serve(late=True, max_duels=4)
+    asked, here = duels(6), FunctionOracle(length, price=0.25)
+    there = oracle(url)
+    assert there.poll(asked) == [] and there.poll(asked[2:]) == here.judge(asked[2:])
+    assert there.poll(asked) == here.judge(asked)
+    assert oracle(url, caller="another").judge(asked) == here.judge(asked), "who has nothing else to do may wait"
+    assert not hasattr(oracle(serve()[0]), "poll")
+
+
+def test_a_service_that_was_not_late_and_has_no_answer_is_an_error(misbehaving):
+    pending = {"id": "d0", "probability": None, "failure": None, "price": 0.0, "pending": True}
+    url, _ = misbehaving(lambda n, path: (200, {}, {"oracle": "f", "verdicts": [pending]}))
+    with pytest.raises(OracleError, match="no answer to 1 of 1 duels yet"):
+        oracle(url).judge(duels(1))
+
+
+def test_ties_of_people_who_are_asked_over_http_become_no_coin_flips(serve):
+    url, _ = serve(late=True, name="human:1:majority")
+    with pytest.raises(ConfigError, match=r"would flip a coin for every tie.*evaluation\.oracle\.labels"):
+        oracle(url)
+    made = oracle_factory(OracleConfig(kind="http", target=url, labels="deterministic"))()
+    assert made.poll(duels(1)) == []
+
+
+def test_the_small_client_is_one_call(serve, tmp_path):
+    (tmp_path / "token").write_text("a-token-of-the-tests-0123456789")
+    url, sizes = serve("a-token-of-the-tests-0123456789", max_duels=2)
+    rows = [{"prompt": "q", "first": "a" * i, "second": "bb", "data": {"k": i}} for i in range(1, 4)]
+    verdicts = rayalign.ask_oracle(url, rows, token_file=tmp_path / "token")
+    assert [v.probability > 0.5 for v in verdicts] == [False, False, True] and verdicts[1].probability == 0.5
+    assert {v.price for v in verdicts} == {0.25} and sizes == [2, 1]
+    again = rayalign.ask_oracle(url, rows, token_file=tmp_path / "token")
+    assert [v.duel_id for v in again] == [v.duel_id for v in verdicts], "without an id a duel is known by its texts"
+    assert rayalign.ask_oracle(url, []) == []
+    late, _ = serve(late=True)
+    assert rayalign.ask_oracle(late, rows) == [None] * 3
+    assert [v.price for v in rayalign.ask_oracle(late, rows)] == [0.25] * 3
+    with pytest.raises(ConfigError, match=r"duels\[0\] is no duel: second: Field required"):
+        rayalign.ask_oracle(url, [{"prompt": "q", "first": "a"}])
+    with pytest.raises(ConfigError, match=r"must be like https://host"):
+        rayalign.ask_oracle("ftp://x", rows)
 
 
 def test_lists_are_asked_in_pieces_that_the_service_takes(serve):

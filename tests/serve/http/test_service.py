@@ -94,7 +94,8 @@ def test_programs_are_answered_and_what_they_ask_again_is_not_paid_again(service
         replies = list(pool.map(lambda _: post(service, [duel(i) for i in range(20)]).json(), range(8)))
     assert replies == [replies[0]] * 8
     assert replies[0]["oracle"] == service.oracle == "longer"
-    assert replies[0]["verdicts"][3] == {"id": "d3", "probability": 1.0, "failure": None, "price": 0.5}
+    third = {"id": "d3", "probability": 1.0, "failure": None, "price": 0.5, "pending": False}
+    assert replies[0]["verdicts"][3] == third
     assert [v["id"] for v in replies[0]["verdicts"]] == [f"d{i}" for i in range(20)]
     assert len(answers(folder)) - before == 20, "eight programs at once, two replicas, twenty duels"
 
@@ -108,6 +109,21 @@ def test_without_the_token_and_beyond_the_limits_nothing_is_asked(service, folde
     assert len(answers(folder)) == before
     schema = requests.get(f"{service.url}/openapi.json", timeout=60).json()
     assert schema["components"]["schemas"]["Question"]["properties"]["duels"]["maxItems"] == 100
+
+
+def test_wrong_tokens_are_counted_by_the_address_that_shows_them(service):
+    """Through Serve's proxy, too: 10 for each of the two replicas, and nobody else is stopped."""
+
+    def show(token, address=None):
+        headers = {"Authorization": f"Bearer {token}"} | ({"X-Forwarded-For": address} if address else {})
+        return requests.get(f"{service.url}/v1/oracle", headers=headers, timeout=60)
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = [*pool.map(lambda _: show("wrong-token-0123456789", "10.9.9.9"), range(40))]
+    assert {reply.status_code for reply in replies} == {401, 429}
+    assert all(int(reply.headers["retry-after"]) > 0 for reply in replies if reply.status_code == 429)
+    assert show(TOKEN).status_code == show(TOKEN, "10.9.9.8").status_code == 200
+    assert show("wrong-token-0123456789").status_code == 401, "this machine's own address has its tries left"
 
 
 def test_it_listens_on_loopback_alone(service):
@@ -176,7 +192,7 @@ def test_the_token_is_in_no_file_of_the_service(service, folder):
 @pytest.mark.parametrize(
     ("what", "settings", "words"),
     [
-        ("human", {}, "belongs to a run"),
+        ("human", {"oracle.labels": "bernoulli"}, "would flip a coin for every tie"),
         ("users", {}, "belongs to a run"),
         ("data", {}, "belongs to a run"),
         ("world", {}, "name the environment"),

@@ -1,7 +1,9 @@
 """The labelling page over a real queue: who gets in, what is refused, and what hostile texts come back as."""
 
+import asyncio
 import logging
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -41,7 +43,7 @@ def browser(queue):
     app = build_app(queue, Tokens(TOKENS), guidelines="Be <b>fair</b>.")
 
     def start(name=None):
-        client = TestClient(app, base_url="http://127.0.0.1:8700")
+        client = TestClient(app, base_url="http://127.0.0.1:8700", client=("127.0.0.1", 50000))
         if name is not None:
             assert client.post("/api/login", json={"token": TOKENS[name]}).json() == {"annotator": name}
         return client
@@ -83,6 +85,32 @@ def test_a_wrong_token_gets_no_cookie_and_no_duel(browser, queue, token):
     for call in (("POST", "/api/next"), ("GET", "/api/progress"), ("GET", "/api/guidelines")):
         assert client.request(*call, json={}).status_code == 401
     assert queue.take("ann").duel == "a"
+
+
+def test_who_tries_many_tokens_has_to_wait_and_nobody_else_has_to(browser):
+    def log_in(token, address):
+        return browser().post("/api/login", json={"token": token}, headers={"X-Forwarded-For": address})
+
+    ann = browser("ann")
+    assert log_in(TOKENS["ann"], "10.0.0.1").status_code == 200
+    statuses = [log_in(f"a-guess-of-mine-{i}", "10.0.0.1").status_code for i in range(12)]
+    assert statuses == [401] * 10 + [429] * 2
+    refused = log_in(TOKENS["bob"], "10.0.0.1")
+    assert refused.status_code == 429 and "set-cookie" not in refused.headers, "not even the right one"
+    assert 1 <= int(refused.headers["retry-after"]) <= 6 and "Try again in" in refused.json()["error"]
+    assert log_in(TOKENS["ann"], "10.0.0.1").status_code == 200, "a token that was right there before"
+    assert log_in(TOKENS["bob"], "10.0.0.2").status_code == 200
+    assert ann.get("/api/progress").status_code == 200, "who is logged in stays so"
+
+
+@pytest.mark.parametrize("text", [b"\\ud800", b"a\\udfffb"])
+def test_texts_that_no_reply_could_repeat_are_refused(browser, text):
+    ann = browser("ann")
+    for path, more in (("login", b""), ("undo", b""), ("answer", b', "choice": "tie"')):
+        name = b"token" if path == "login" else b"duel"
+        body = b'{"' + name + b'": "' + text + b'"' + more + b"}"
+        reply = ann.post(f"/api/{path}", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == 400
 
 
 def test_the_cookie_holds_no_token_can_not_be_read_by_scripts_and_stays_on_this_site(browser):
@@ -180,6 +208,21 @@ def test_a_body_that_is_too_large_or_not_what_was_asked_for_is_refused(browser, 
     assert ann.post(path, json={}, headers={"origin": "http://evil.example"}).status_code == 403
     assert ann.post(path, json={}, headers={"origin": "null"}).status_code == 403
     assert queue.progress("ann").answered == 0
+
+
+def test_a_body_that_does_not_end_is_given_up(queue, monkeypatch):
+    monkeypatch.setattr("rayalign.serve.labelling.app.BODY_TIMEOUT_S", 0.05)
+
+    async def never():
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async def go():
+        transport = httpx.ASGITransport(build_app(queue, Tokens(TOKENS)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8700") as client:
+            return await client.post("/api/login", content=never(), headers={"content-type": "application/json"})
+
+    assert asyncio.run(go()).status_code == 408
 
 
 def test_what_the_queue_refuses_is_a_conflict_with_its_reason(browser, queue):
