@@ -61,10 +61,9 @@ class OracleDeployment:
         except Exception as error:
             raise OracleError(f"the oracle could not be made: {type(error).__name__}: {error}") from error
         self.config = config
-        keep_in = getattr(self.oracle, "keep_in", None)  # an oracle that is billed call by call has books of its own
+        keep_in = getattr(self.oracle, "keep_in", None)  # scores that need not be found twice, or books of calls
         if keep_in is not None and journal_dir is not None:
-            storage.local_only(journal_dir, "the folder of an oracle with books of its own")
-            keep_in(journal_dir)
+            keep_in(storage.scratch_of(journal_dir))  # kinds with books (`needs_files`) are refused in a bucket
         self.journal = None if journal_dir is None else storage.open_journal(journal_dir)
         self.claims = None if journal_dir is None else Claims(storage.scratch_of(journal_dir))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
