@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,13 +253,21 @@ def test_a_service_ends_in_good_order_at_sigterm_as_at_ctrl_c(monkeypatch: pytes
         ended.append(what)
 
     monkeypatch.setattr("rayalign.serving.serve_policy", served)
+
+    def stop_it(number: int) -> None:
+        while signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+            time.sleep(0.05)
+        time.sleep(0.2)  # now it waits
+        os.kill(os.getpid(), number)
+
     before = signal.getsignal(signal.SIGTERM)
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
-            timer.start()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            stopper = threading.Thread(target=stop_it, args=(number,))
+            stopper.start()
             result = CliRunner().invoke(app, ["serve", "run"])
-            timer.join()
+            stopper.join()
             assert result.exit_code == 0 and "Ctrl-C ends it" in result.output
     finally:
         signal.signal(signal.SIGTERM, before)

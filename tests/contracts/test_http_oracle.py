@@ -22,6 +22,7 @@ from rayalign.ledger import Ledger
 
 TOKEN = "marker-token-of-the-served-oracle"
 START_S = 150
+BUDGET = 120  # a run that lasts longer than it takes to kill its oracle
 
 
 class Served:
@@ -107,14 +108,14 @@ def test_a_run_is_labelled_over_http_and_survives_a_service_that_is_killed_and_s
 
     killer = threading.Thread(target=lose_it_and_start_again, daemon=True)
     killer.start()
-    result = small_run(budget=32, **asking(served))
+    result = small_run(budget=BUDGET, **asking(served))
     killer.join(START_S)
-    assert served.starts == 2 and bought[0] < 32, "it was in the middle of the run"
+    assert served.starts == 2 and bought[0] < BUDGET, "it was in the middle of the run"
 
     ledger, answers = Ledger(run_dir / "ledger.arrow", read_only=True), served.answers()
-    assert result.labels_spent == ledger.spent == len(contents(run_dir)) == 32
-    assert len(answers) == len(set(answers)) == 32 + result.labels_spent_on_evaluation
-    assert ledger.price == 0.5 * 32, "at the service's price"
+    assert result.labels_spent == ledger.spent == len(contents(run_dir)) == BUDGET
+    assert len(answers) == len(set(answers)) == BUDGET + result.labels_spent_on_evaluation
+    assert ledger.price == 0.5 * BUDGET, "at the service's price"
     truth = TruthOracle(make_world("rayalign/Tabular-v0"))
     labels = list(ledger.preferences())
     right = [verdict.probability for verdict in truth.judge([label.duel for label in labels])]

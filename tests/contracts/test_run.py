@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pyarrow.compute as pc
 import pytest
@@ -61,6 +62,10 @@ def test_every_batch_of_the_synchronous_loop_is_strictly_on_policy(finished):
 def test_the_same_seed_writes_the_same_ledger(finished, small_run):
     again = small_run(budget=22, **WITH_ENGINE)
     assert contents(again.path) == contents(finished.path)
+
+
+def test_ctrl_c_after_a_run_is_pythons_own_again(finished):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_run_is_read_back_and_not_run_again(finished):
