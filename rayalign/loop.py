@@ -19,9 +19,7 @@ the window for batch b, the driver waits for the learner, and everybody's wait h
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -487,15 +485,11 @@ def cluster() -> Iterator[bool]:
 
 def fit(setup: LearnerSetup, config: RunConfig, run_dir: str | Path, collector: CollectorClient) -> None:
     """Run the learner to its end. The collector's error, if there is one, is the one to tell."""
-    ctrl_c = signal.getsignal(signal.SIGINT)
     try:
         make_trainer(setup, config.learner, storage_path=str(run_dir), name="learner").fit()
     except Exception:
         collector.raise_failure()
         raise
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, ctrl_c)  # Ray Train's own would go on to ask for a controller that is gone
     collector.raise_failure()
 
 

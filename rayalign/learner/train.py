@@ -17,7 +17,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -299,7 +301,12 @@ class LearnerTrainer(TorchTrainer):
             ray.is_initialized() and len(ray.nodes()) == 1
         ):  # nobody announces the loss of the only node: spare the process that listens
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        result = super().fit()
+        ctrl_c = signal.getsignal(signal.SIGINT)
+        try:
+            result = super().fit()
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, ctrl_c)  # Ray Train's own would ask for a controller that is gone
         value = result.return_value
         if isinstance(value, dict) and isinstance(value.get("error"), RayalignError):
             raise value["error"]
