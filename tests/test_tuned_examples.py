@@ -15,7 +15,7 @@ from rayalign.run_config import RunConfig
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "tuned_examples").glob("*.py"))
 SEARCHES = sorted((ROOT / "tuned_examples" / "searches").glob("*.py"))
-ARGUMENTS = {"agent", "env", "policy", "run_dir"}
+ARGUMENTS = {"agent", "env", "policy", "run_dir", "oracle"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
