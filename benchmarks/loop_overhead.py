@@ -20,6 +20,7 @@ import torch
 from rayalign.agents import make_agent
 from rayalign.collector import Collector
 from rayalign.collector_client import CollectorClient
+from rayalign.engines import Engines
 from rayalign.env import make_world
 from rayalign.evaluate import EvaluationConfig
 from rayalign.learner.stream import EndOfStream
@@ -60,11 +61,17 @@ class NoPool:
         """Nothing to stop."""
 
 
-class BareCollector(Collector):
-    """The collector with a pool that does nothing."""
+class NoEngines(Engines):
+    """Engines that do nothing."""
 
     def _make_pool(self, name: str) -> NoPool:  # type: ignore[override]
         return NoPool()
+
+
+class BareCollector(Collector):
+    """The collector with engines that do nothing."""
+
+    kind_of_engines = NoEngines
 
 
 @ray.remote(num_cpus=0.5)

@@ -15,16 +15,15 @@ import numpy as np
 
 from rayalign.agents.agent import Agent, AgentContext
 from rayalign.ledger import Ledger
+from rayalign.random_streams import OBSERVE, stream
 
-OBSERVE = 2
-"""Purpose of the random stream that `Agent.observe` gets; the collector has the others."""
 KEPT = 2
 """Checkpoints that are kept."""
 
 
 def observe_rng(seed: int, batch: int) -> np.random.Generator:
     """What `Agent.observe` draws from in batch `batch` of a run with `seed`."""
-    return np.random.default_rng([seed, batch, OBSERVE])
+    return stream(seed, batch, OBSERVE)
 
 
 def save_agent(agent: Agent, run_dir: Path, observed: int) -> None:

@@ -27,9 +27,7 @@ import logging
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,8 @@ import numpy as np
 
 from rayalign.agent_state import load_agent, observe_rng, save_agent
 from rayalign.agents.agent import Agent, AgentContext, Choice, Chooser
+from rayalign.duel_statistics import duel_statistics
+from rayalign.engines import Engines
 from rayalign.env.dueling_bandit import DuelingBanditVector
 from rayalign.env.labels import LATE_POLL_S, Oracle
 from rayalign.env.world import World
@@ -46,24 +46,18 @@ from rayalign.heldout import HeldOut
 from rayalign.learner.stream import EndOfStream, PleasePublish, Span
 from rayalign.logs import RunLog
 from rayalign.purchase import Purchaser
-from rayalign.rollout.encode import PromptEncoder
-from rayalign.rollout.model_pool import ModelPool
-from rayalign.rollout.pool import RolloutPool
+from rayalign.random_streams import GENERATE, SELECT, stream
 from rayalign.rollout.weights import Weights, load_weights, save_weights
 from rayalign.run_config import RunConfig
-from rayalign.scoring.pool import ScorerPool
 from rayalign.serve.kinds import oracle_kind
 from rayalign.shared_budget import SharedBudget
 from rayalign.staleness import Window
 from rayalign.stopwatch import Stopwatch
 from rayalign.storage import open_place
+from rayalign.train_batches import TrainBatches
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, TrainBatch
 
 log = logging.getLogger(__name__)
-
-GENERATE, SELECT, _, SHUFFLE, QUESTIONS = range(5)
-"""Purposes of a batch's random streams; the one that is missing here is `agent_state.OBSERVE`."""
-
 
 HELD = "held after an evaluation"
 """Phase of a guided run that waits to be let on."""
@@ -80,23 +74,13 @@ def allowed_evaluations(run_dir: Path) -> int | None:
         return None
 
 
-def place_in_epoch(seed: int, index: int, num_batches: int) -> tuple[int, int]:
-    """Epoch of training batch `index`, and which stream batch it is: in the stream's order first, then shuffled.
-
-    >>> [place_in_epoch(0, i, 3) for i in range(3)], sorted(place_in_epoch(0, i, 3) for i in range(3, 6))
-    ([(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1), (1, 2)])
-    """
-    epoch, position = divmod(index, num_batches)
-    if epoch > 0:
-        position = int(np.random.default_rng([seed, epoch, SHUFFLE]).permutation(num_batches)[position])
-    return epoch, position
-
-
 class Collector:
     """Steps the environment, batch after batch, in a thread of its own; serves the learner from the others.
 
     Ray restarts it as an actor (`max_restarts=-1`): the constructor is also the recovery.
     """
+
+    kind_of_engines = Engines
 
     def __init__(self, config: RunConfig, world: World, agent: Agent, oracle: Oracle, eval_oracle: Oracle) -> None:
         self.config, self.world, self.agent = config, world, agent
@@ -114,11 +98,11 @@ class Collector:
         self.failure: BaseException | None = None
         self.warning: str | None = None
         self.record: dict[str, Any] = {}
-        self._batches: OrderedDict[int, TrainBatch] = OrderedDict()
+        self.batches = TrainBatches(config.loop, self.ledger, self.lock, self.window)
         self._observed = 0
         self._late = self._waits = False
         self._asked_in = [self.ledger]
-        self._pools: list[ModelPool] = []
+        self.engines = self.kind_of_engines(config, agent)
         self._learner_at = 0
         self._learner_record: dict[str, float] = {}
         self._stop = threading.Event()
@@ -166,7 +150,7 @@ class Collector:
         self.phase = "finishing"
         self._wait_for_version(end)
         save_agent(self.agent, self.run_dir, self._observed)
-        self._wake()
+        self.engines.wake()
         self._sync(newest=None)
         self._evaluate()
 
@@ -184,11 +168,11 @@ class Collector:
         """Collect batch `batch`, and have the agent observe the stream batches that its answers close."""
         clock = Stopwatch()
         self._begin(batch, clock)
-        version = self.pool.version
+        version = self.engines.version
         with clock("generate"):
-            prompts = [self.encoder.encode(prompt) for prompt in self.table]
-            candidates = self._propose(prompts, batch, GENERATE)
-            self._sleep()
+            prompts = [self.engines.encoder.encode(prompt) for prompt in self.table]
+            candidates = self.engines.propose(prompts, batch, GENERATE)
+            self.engines.sleep()
         with clock("select"):
             choices = self.agent.select(batch, prompts, candidates, self._rng(batch, SELECT))
             duels, synthetic = self._duels(batch, prompts, candidates, choices)
@@ -207,7 +191,7 @@ class Collector:
         with clock("gate"):
             self._wait_for_version(oldest)
         with clock("sync"):
-            self._wake()
+            self.engines.wake()
             self._sync(newest)
         if self.heldout.due(self.ledger.spent):
             with clock("evaluate"):
@@ -237,8 +221,7 @@ class Collector:
         """
         if not self.purchaser.late:  # at hand already, so that the ledger is read only after a restart
             bought = [p for p in info["preferences"][: len(duels)] if p is not None]
-            with self.lock:
-                self._remember(batch, (*bought, *synthetic), self.ledger.spent)
+            self.batches.put(batch, (*bought, *synthetic))
         self.window.extend(self.ledger.num_streamed)
         with clock("observe"):
             learnt = self._observe(batch)
@@ -253,10 +236,10 @@ class Collector:
             **facts,
             "failed": sum(outcome is not None and outcome[0] is None for outcome in outcomes),
             "outstanding": self.ledger.num_outstanding,
-            **self._duel_statistics(duels, info),
+            **duel_statistics(self.world, duels, info, late=self.purchaser.late),
             **{f"seconds/{stage}": seconds for stage, seconds in clock.seconds().items()},
             **learnt,
-            **{f"rollout/{name}": value for name, value in self.pool.stats().items()},
+            **{f"rollout/{name}": value for name, value in self.engines.policy.stats().items()},
         }
         self.log.metrics(self.record)
         for stage, start, end in clock.spans:
@@ -293,7 +276,7 @@ class Collector:
         while self._observed < self.window.streamed:
             index = self._observed
             found = self.agent.observe(
-                index, self._train_batch(index).preferences, observe_rng(self.config.loop.seed, index)
+                index, self.batches[index].preferences, observe_rng(self.config.loop.seed, index)
             )
             self._observed += 1
             if self._observed % self.config.loop.agent_checkpoint_every == 0:
@@ -370,47 +353,15 @@ class Collector:
         weights = self.window.weights
         if (
             weights is None
-            or weights.version <= self.pool.version
-            or (newest is not None and newest <= self.pool.version)
+            or weights.version <= self.engines.version
+            or (newest is not None and newest <= self.engines.version)
         ):
             return
         if newest is not None:
             assert weights.version <= newest, f"published {weights.version} has passed the agent's window, {newest}"
             save_weights(weights, self.run_dir / "pinned")  # a resumed round can't get them from the learner any more
             self.place.save()
-        self._load(weights)
-
-    def _load(self, weights: Weights) -> None:
-        """Weights to all who hold the current policy."""
-        self.pool.sync(weights)
-        if self.scorer is not None:
-            self.scorer.sync(weights)
-
-    def _wake(self) -> None:
-        if self.config.loop.sleep_engines:
-            for pool in self._pools:
-                pool.wake()
-
-    def _sleep(self) -> None:
-        """Collocated on a GPU, the engines' memory is the learner's until the next batch."""
-        if self.config.loop.sleep_engines:
-            for pool in self._pools:
-                pool.sleep()
-
-    def _propose(self, prompts: Sequence[Prompt], *stream: int) -> list[list[Candidate]]:
-        """Candidates for each prompt; `stream` names the random numbers."""
-        groups: list[list[Candidate]] = [[] for _ in prompts]
-        for part, proposal in enumerate(self.agent.proposals()):
-            if proposal.source == "data":
-                for prompt, group in zip(prompts, groups, strict=True):
-                    group.extend(self.encoder.given_pair(prompt))
-                continue
-            pool = self.pool if proposal.source == "policy" else self.reference_pool
-            sampling = self.config.rollout.sampling(n=proposal.n)
-            seed = int(self._rng(*stream, part).integers(2**62))
-            for group, sampled in zip(groups, pool.generate(prompts, sampling, seed), strict=True):
-                group.extend(replace(candidate, source=proposal.source) for candidate in sampled)
-        return groups
+        self.engines.load(weights)
 
     def _duels(
         self,
@@ -433,33 +384,9 @@ class Collector:
                 synthetic.append(Preference(duel=duel, label=choice.label, source=LabelSource.SYNTHETIC))
         return duels, synthetic
 
-    def _duel_statistics(self, duels: Sequence[Duel], info: Mapping[str, Any]) -> dict[str, float]:
-        """What the duels themselves were worth to a user who saw them (explore and exploit), where that is known.
-
-        Those that failed were not seen by anybody; those that a late oracle has will be.
-        """
-        statistics: dict[str, float] = {}
-        asked = np.asarray(info["labelled"], dtype=bool)
-        if self.purchaser.late:
-            asked[: len(duels)] = True
-        for name in ("regret_reward", "regret_preference"):
-            if name in info and asked.any():
-                statistics[name] = float(np.mean(np.asarray(info[name])[asked]))
-        if self.world.has_truth:
-            wins = [
-                0.5
-                + 0.5 * np.sign(self.world.reward(duel.prompt, shown.text) - self.world.reward(duel.prompt, reference))
-                for duel, seen in zip(duels, asked, strict=False)
-                if seen and (reference := duel.prompt.reference) is not None
-                for shown in (duel.first, duel.second)
-            ]
-            if wins:
-                statistics["online_win_rate"] = float(np.mean(wins))
-        return statistics
-
     def _evaluate(self) -> None:
-        version = self.pool.version
-        record = self.heldout.evaluate(self.pool, self.chooser, version, labels=self._labels_behind(version))
+        version = self.engines.version
+        record = self.heldout.evaluate(self.engines.policy, self.chooser, version, labels=self._labels_behind(version))
         self.log.evaluation(record)
         self.place.save()
         self.record = {**self.record, "win_rate": record["win_rate"], "win_rate_stderr": record["stderr"]}
@@ -468,8 +395,8 @@ class Collector:
         """Oracle labels that weights version `version` was trained on."""
         return self.ledger.labels_before(version)
 
-    def _rng(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.loop.seed, *stream])
+    def _rng(self, *words: int) -> np.random.Generator:
+        return stream(self.config.loop.seed, *words)
 
     # ==== recovery =============================================================================================
     def _recover(self) -> None:
@@ -478,18 +405,12 @@ class Collector:
         Engines and oracle start while this process makes its own things; all are there before anything is bought.
         """
         config, agent = self.config, self.agent
-        self.pool = self._make_pool("rollout")
-        self.reference_pool = self._make_pool("reference") if agent.samples_reference() else self.pool
-        self.scorer: ScorerPool | None = None
-        if agent.needs_scorer():
-            wait = config.scorer.gpus_per_replica > 0
-            self.scorer = ScorerPool(config.scorer, config.policy, name=f"{config.name}-scorer", wait=wait)
-            self._pools.append(self.scorer)
-        self.encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
+        engines = self.engines
+        engines.start()
         self.heldout = HeldOut(
             config.evaluation,
             self.world,
-            self.encoder,
+            engines.encoder,
             self.eval_oracle,
             self.run_dir,
             ledger=self.place.ledger("evaluation.arrow"),
@@ -506,12 +427,11 @@ class Collector:
                 seed=config.loop.seed,
                 batch_size=config.loop.batch_size,
                 device=config.loop.agent_device,
-                sample_prompts=[self.encoder.encode(self.world.prompt(i)) for i in range(num_prompts)],
-                scorer=self.scorer,
+                sample_prompts=[engines.encoder.encode(self.world.prompt(i)) for i in range(num_prompts)],
+                scorer=engines.scorer,
             )
         )
-        for pool in self._pools:
-            pool.wait_until_started()
+        engines.wait_until_started()
         self.purchaser = Purchaser(
             self.ledger,
             self.oracle,
@@ -529,22 +449,15 @@ class Collector:
         done = self.ledger.num_collected
         pinned = self.run_dir / "pinned"
         if pinned.exists():
-            self._load(load_weights(pinned))
+            self.engines.load(load_weights(pinned))
 
         bandit = DuelingBanditVector(self.world, num_envs=num_prompts, labeler=self.purchaser)
         self.env = LabelBudgetVector(bandit, budget=config.loop.budget, spent=self.ledger.spent)
         _, info = self.env.reset(seed=config.loop.seed, options={"index": done * num_prompts})
         self.table = info["prompts"]
-        if self.pool.version == 0:
-            self.heldout.prepare(self.pool)
+        if self.engines.version == 0:
+            self.heldout.prepare(engines.policy)
             self.place.save()
-
-    def _make_pool(self, name: str) -> RolloutPool:
-        rollout = self.config.rollout
-        wait = rollout.gpus_per_replica > 0  # engines that start together on one GPU miscount its free memory
-        pool = RolloutPool(rollout, self.config.policy, name=f"{self.config.name}-{name}", wait=wait)
-        self._pools.append(pool)
-        return pool
 
     # ==== what the learner and the driver ask, from other threads ==============================================
     def next_batch(self, index: int, timeout_s: float) -> TrainBatch | EndOfStream | PleasePublish | None:
@@ -555,7 +468,7 @@ class Collector:
         there = self.window.wait_for_batch(index, timeout_s)
         if not there:
             return EndOfStream() if there is False else None
-        return self._train_batch(index)
+        return self.batches[index]
 
     def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[Span] = ()) -> None:
         """See `learner.stream.BatchSource`."""
@@ -565,26 +478,6 @@ class Collector:
         self.log.metrics({"batch": batch, **self._learner_record})
         for stage, start, end in spans:
             self.log.timeline("learner", stage, batch, start, end)
-
-    def _train_batch(self, index: int) -> TrainBatch:
-        """What the learner gets as batch `index`: a stream batch of the ledger, in a new order each epoch."""
-        with self.lock:
-            if (batch := self._batches.get(index)) is not None:
-                return batch
-            streamed = self.window.streamed
-            whole_epochs = self.window.end is not None
-            epoch, position = place_in_epoch(self.config.loop.seed, index, streamed) if whole_epochs else (0, index)
-            # progress knows no shuffling
-            spent = epoch * self.config.loop.budget + self.ledger.labels_before(index - epoch * streamed + 1)
-            return self._remember(index, tuple(self.ledger.stream_batch(position)), spent)
-
-    def _remember(self, index: int, preferences: tuple[Preference, ...], spent: int) -> TrainBatch:
-        """Keep the last few batches of the stream: all workers of the learner ask for them, and the agent observes."""
-        progress = min(1.0, spent / (self.config.loop.budget * self.config.loop.epochs))
-        self._batches[index] = TrainBatch(index=index, preferences=preferences, meta={"progress": progress})
-        while len(self._batches) > self.config.loop.max_staleness + 4:
-            self._batches.popitem(last=False)
-        return self._batches[index]
 
     def status(self) -> dict[str, Any]:
         """A snapshot for the progress display, the driver and error messages."""
@@ -622,6 +515,5 @@ class Collector:
     def close(self) -> None:
         """Stop the engines and close the files. Nothing that was bought is lost by not calling it."""
         self._stop.set()
-        for pool in self._pools:
-            pool.close()
+        self.engines.close()
         self.log.close()

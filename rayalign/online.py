@@ -32,11 +32,12 @@ from typing import Any
 import numpy as np
 
 from rayalign.agents.agent import Agent, Choice, Chooser
-from rayalign.collector import GENERATE, QUESTIONS, SELECT, Collector
+from rayalign.collector import Collector
 from rayalign.env.labels import Oracle
 from rayalign.env.truth import regrets
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, DataError, RayalignError, WaitError
+from rayalign.random_streams import GENERATE, QUESTIONS, SELECT
 from rayalign.rollout.config import RolloutConfig
 from rayalign.run_config import RunConfig
 from rayalign.serve.kinds import oracle_kind
@@ -99,7 +100,7 @@ class OnlineCollector(Collector):
             return
         synthetic = self.book.synthetic(self.config.loop.batch_size, batch)
         with clock("label"):
-            version = self.pool.version
+            version = self.engines.version
             self._commit(batch, duels, synthetic, version=version, choices=len(duels) + len(synthetic))
             self.book.committed([*(duel.id for duel in duels), *(preference.duel.id for preference in synthetic)])
             info = self._labels(duels)
@@ -202,7 +203,7 @@ class OnlineCollector(Collector):
         answers: dict[int, UserAnswer] = {}
         if comparable:
             prompts = [questions[i].prompt for i in comparable]
-            candidates = self._propose(prompts, number, QUESTIONS, GENERATE)
+            candidates = self.engines.propose(prompts, number, QUESTIONS, GENERATE)
             picked = self._pick(prompts, candidates, number)
             for place, i in enumerate(comparable):
                 pick, group = picked.get(place), candidates[place]
@@ -232,7 +233,7 @@ class OnlineCollector(Collector):
         claims = self.book.num_claims  # before what remains: a commit in between may count twice, but never not at all
         remaining = self.purchaser.remaining
         room = size if remaining is None else remaining - claims
-        if self.pool.version < oldest or room <= 0:
+        if self.engines.version < oldest or room <= 0:
             return {}
         own_room = size - self.book.num_synthetic
         picked: dict[int, Choice] = {}
@@ -277,7 +278,7 @@ class OnlineCollector(Collector):
     def _sample(self, question: UserQuestion, number: int) -> list[Candidate]:
         """Answers as the user wants them sampled."""
         seed = int(self._rng(number, QUESTIONS, ALONE).integers(2**62)) if question.seed is None else question.seed
-        (choices,) = self.pool.generate([question.prompt], question.sampling, seed)
+        (choices,) = self.engines.policy.generate([question.prompt], question.sampling, seed)
         return choices
 
     def _known(self, prompt: Prompt) -> Prompt:

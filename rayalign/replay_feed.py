@@ -18,7 +18,6 @@ from typing import Any
 
 from rayalign.agent_state import has_opinion, observe_rng, save_agent
 from rayalign.agents.agent import Agent, AgentContext
-from rayalign.collector import place_in_epoch
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, RayalignError
@@ -31,6 +30,7 @@ from rayalign.rollout.pool import RolloutPool
 from rayalign.rollout.weights import Weights
 from rayalign.run_config import RunConfig
 from rayalign.staleness import Window
+from rayalign.train_batches import place_in_epoch
 from rayalign.types import LabelSource, Preference, Prompt, TrainBatch
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ PACKAGE = Path(rayalign.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = """
-    errors types config nodes cache hf share code_version
+    errors types config nodes cache hf share code_version random_streams
     arrow_log ledger_rows preference_table ledger shared_budget
     claims
     env purchase storage
@@ -29,7 +29,8 @@ ORDER = """
     scoring
     serve
     metrics evaluate logs result run_record plots standings report progress
-    run_config stored_run agent_state resources placement recipe heldout collector online collector_client
+    run_config stored_run agent_state resources placement recipe
+    heldout engines train_batches duel_statistics collector online collector_client
     loop branch guided many example comparison tune search_results memory calibration estimate
     replay_feed replay_run model_card export_run aligned answers harness serving
     cli

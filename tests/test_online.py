@@ -274,21 +274,21 @@ def test_own_sampling_is_respected_and_a_seed_gives_the_same_answer(users_run):
 
 def test_a_prompt_that_can_not_be_used_is_an_error_of_its_question_and_a_broken_engine_of_the_run(users_run):
     run = users_run()
-    generate = run.collector.pool.generate
+    generate = run.collector.engines.policy.generate
 
     def refuses(*_, **__):
         raise DataError("this prompt can't be used.")
 
-    run.collector.pool.generate = refuses
+    run.collector.engines.policy.generate = refuses
     (answer,) = run.ask(1)
     assert isinstance(answer, DataError) and run.collector.failure is None
-    run.collector.pool.generate = generate
+    run.collector.engines.policy.generate = generate
     assert run.ask(1)[0].choices
 
     def breaks(*_, **__):
         raise RolloutError("replicas keep dying.")
 
-    run.collector.pool.generate = breaks
+    run.collector.engines.policy.generate = breaks
     (answer,) = run.ask(1)
     assert isinstance(answer, RayalignError) and isinstance(run.collector.failure, RolloutError)
     run.collector._thread.join(60)
