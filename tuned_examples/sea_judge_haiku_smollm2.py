@@ -1,4 +1,4 @@
-"""SEA with a language model as the judge: SmolLM2-135M-Instruct writes haiku, another model says which is better.
+r"""SEA with a language model as the judge: SmolLM2-135M-Instruct writes haiku, another model says which is better.
 
 Command     rayalign run tuned_examples/sea_judge_haiku_smollm2.py --set oracle.judge.price=PRICE
                 with OPENAI_API_KEY; PRICE is the most that one call can cost, and no run spends more than max_spend
@@ -35,7 +35,7 @@ CONFIG = {
     ),
     "oracle.judge.order": "both",
     "oracle.judge.recheck": 0.1,
-    "oracle.judge.price": 0.0005,
+    "oracle.judge.price": 0.0005,  # a guess, on the safe side: set yours
     "oracle.judge.max_spend": 1.0,
     "evaluation.oracle.kind": "world",
     "agent.num_candidates": 8,
