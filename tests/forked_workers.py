@@ -34,6 +34,7 @@ PRELOADED = (  # what Ray and rayalign import, but not Ray: its core reads on im
     "rayalign.rollout.transformers_engine",
 )
 READ_ON_IMPORT = ("CUDA_", "HF_", "PYTHON", "TORCH_", "TRANSFORMERS_")
+READ_LATER = ("PYTHONBREAKPOINT",)  # Ray sets it in every worker; it is read when somebody calls breakpoint()
 
 
 # ==== in whoever calls `ray.init` ====================================================================================
@@ -91,7 +92,9 @@ def serve():
 
 
 def read_on_import(environment):
-    return {key: value for key, value in environment.items() if key.startswith(READ_ON_IMPORT)}
+    return {
+        key: value for key, value in environment.items() if key.startswith(READ_ON_IMPORT) and key not in READ_LATER
+    }
 
 
 def worker(files, environment, folder, arguments):
