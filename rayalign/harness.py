@@ -16,7 +16,13 @@ from rayalign.rollout.encode import load_tokenizer
 
 
 def harness_command(
-    aligned: Aligned, tasks: str, out: str | Path, *, limit: int | None = None, extra: Sequence[str] = ()
+    aligned: Aligned,
+    tasks: str,
+    out: str | Path,
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    extra: Sequence[str] = (),
 ) -> list[str]:
     """What is run: `lm-eval run --model hf` over the policy's directory, through its chat template where it has one.
 
@@ -24,8 +30,9 @@ def harness_command(
         aligned: the policy.
         tasks: comma-separated names of the harness's tasks.
         out: directory of its results.
+        include_path: directory of tasks of your own, as its YAML files.
         limit: examples per task; None takes all.
-        extra: more of its options, as they are (`["--include_path", "tasks/"]`).
+        extra: more of its options, as they are (`["--num_fewshot", "5"]`).
     """
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -37,6 +44,10 @@ def harness_command(
     command += ["--device", "cuda" if rollout.gpus_per_replica > 0 else "cpu"]
     if getattr(load_tokenizer(aligned.policy), "chat_template", None) and rollout.chat != "never":
         command.append("--apply_chat_template")
+    if include_path is not None:
+        if not Path(include_path).is_dir():
+            raise DataError(f"include_path={str(include_path)!r} is no directory; name the one with your tasks' files.")
+        command += ["--include_path", str(include_path)]
     if limit is not None:
         command += ["--limit", str(limit)]
     return [*command, *extra]
@@ -47,6 +58,7 @@ def run_harness(
     tasks: str,
     out: str | Path,
     *,
+    include_path: str | Path | None = None,
     limit: int | None = None,
     extra: Sequence[str] = (),
     **changes: Any,
@@ -58,7 +70,7 @@ def run_harness(
     aligned = Aligned.find(what, changes)
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
         raise DataError(f"out={str(out)!r} is there already; name a new or an empty directory.")
-    command = harness_command(aligned, tasks, out, limit=limit, extra=extra)
+    command = harness_command(aligned, tasks, out, include_path=include_path, limit=limit, extra=extra)
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("--harness needs lm-eval, which is not installed. Run: pip install 'rayalign[harness]'")
     done = subprocess.run(command, check=False)

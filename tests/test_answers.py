@@ -4,8 +4,10 @@ import json
 import sys
 
 import pytest
+import torch
 from made_runs import made_run
 from random_policies import save_policy
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from rayalign.agents.sea import SEA
@@ -169,16 +171,53 @@ def test_a_second_turn_needs_a_chat_template(passive, tmp_path):
 # -- the harness ------------------------------------------------------------------------------------------------------
 def test_the_harness_is_given_the_policy_its_chat_template_and_the_tasks(chat, passive):
     aligned = Aligned.find(chat, {"rollout.dtype": "bfloat16"})
-    command = harness_command(aligned, "ifeval, gsm8k", "results", limit=5, extra=["--include_path", "mine"])
+    command = harness_command(aligned, "ifeval, gsm8k", "results", limit=5, extra=["--num_fewshot", "2"])
     assert command == [
         *(sys.executable, "-m", "lm_eval", "run", "--model", "hf"),
         *("--model_args", json.dumps({"pretrained": chat, "dtype": "bfloat16"})),
         *("--tasks", "ifeval", "gsm8k", "--output_path", "results", "--device", "cpu"),
-        *("--apply_chat_template", "--limit", "5", "--include_path", "mine"),
+        *("--apply_chat_template", "--limit", "5", "--num_fewshot", "2"),
     ]
     assert "--apply_chat_template" not in harness_command(Aligned.find(passive.path), "ifeval", "results")
     with pytest.raises(ConfigError, match="needs names of tasks"):
         harness_command(aligned, " , ", "results")
+    with pytest.raises(DataError, match=r"include_path=.*is no directory"):
+        harness_command(aligned, "mine", "results", include_path="tasks-that-are-not-there")
+
+
+TASK = """
+task: chooses
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+metric_list: [{metric: acc}]
+"""
+
+
+def test_the_harness_itself_scores_the_policy_as_its_own_logits_do(chat, tmp_path):
+    pytest.importorskip("lm_eval", reason="rayalign[harness] is not installed")
+    tokenizer, model = AutoTokenizer.from_pretrained(chat), AutoModelForCausalLM.from_pretrained(chat)
+    questions, choices = ["w1 w2", "w3 w4", "w5"], [" w7", " w8"]
+    rows = []
+    for question in questions:
+        message = {"role": "user", "content": question}
+        ids = tokenizer.apply_chat_template([message], add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            likely = int(model(ids).logits[0, -1, tokenizer.convert_tokens_to_ids(["w7", "w8"])].argmax())
+        rows.append({"question": question, "choices": choices, "answer": likely})
+    rows[0]["answer"] = 1 - rows[0]["answer"]  # one that the policy gets wrong
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks" / "chooses.yaml").write_text(TASK % (tmp_path / "tasks" / "rows.jsonl"))
+    arguments = ["evaluate", chat, "--harness", "chooses", "--include-path", str(tmp_path / "tasks")]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "results")])
+    assert done.exit_code == 0, done.output
+    (written,) = (tmp_path / "results").glob("*/results_*.json")
+    assert json.loads(written.read_text())["results"]["chooses"]["acc,none"] == pytest.approx(2 / 3)
 
 
 def test_a_harness_that_is_missing_or_fails_is_told(chat, tmp_path, monkeypatch):

@@ -109,6 +109,9 @@ def evaluate(
     harness: Annotated[
         str | None, typer.Option(metavar="TASKS", help="Run these tasks of lm-eval instead, if it is installed.")
     ] = None,
+    include_path: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Your own tasks for the harness: a directory of its YAML files.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Examples per task of the harness. Default: all.")] = None,
     best_of: Annotated[int, typer.Option(help="Samples of which the run's agent picks each answer; 0: off.")] = 0,
     temperature: Annotated[
@@ -125,7 +128,7 @@ def evaluate(
     if harness is not None:
         from rayalign.harness import run_harness
 
-        typer.echo(str(run_harness(what, harness, out, limit=limit, **settings)))
+        typer.echo(str(run_harness(what, harness, out, include_path=include_path, limit=limit, **settings)))
         return
     if prompts is None or format is None:
         raise ConfigError("--format needs --prompts, the file with its questions.")
