@@ -62,6 +62,7 @@ def nodes(no_cluster):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", folder)  # other Rays of this machine shall not find this one
+        patch.delenv("RAY_RUNTIME_ENV_HOOK", raising=False)  # forked workers are no children of their node's process
         nodes = Nodes()
         yield nodes
         ray.shutdown()
