@@ -31,7 +31,7 @@ from rayalign.errors import RayalignError, ResourceError, WaitError
 from rayalign.guided import GuidedRun
 from rayalign.resources import bundles, shares
 from rayalign.result import Result
-from rayalign.serve import stop_oracle
+from rayalign.serve.applications import stop_application
 
 Tell = Callable[["Board", "Job", str], None]
 POLL_S = 1.0
@@ -182,7 +182,7 @@ def run_many(jobs: Sequence[Job], parallel: int | None = None, show: Tell | None
                     future.cancel()
                 raise
         if not own:
-            stop_oracle("")  # Serve, which the runs share, if nobody else is on it
+            stop_application("")  # Serve, which the runs share, if nobody else is on it
     return board.failed
 
 

@@ -26,6 +26,7 @@ from rayalign.loop import cluster
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
+from rayalign.serve.applications import stop_application
 from rayalign.serve.http.config import TOKEN_VARIABLE as ORACLE_TOKEN_VARIABLE
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.http_guard import read_token
@@ -92,10 +93,10 @@ def serve_policy(
     name = f"policy-{os.getpid()}-{time.time_ns()}"
     with ExitStack() as stack:
         stack.enter_context(cluster())
-        from rayalign.serve.policy.deployment import start_policy, stop_policy
+        from rayalign.serve.policy.deployment import start_policy
 
         url = start_policy(config, aligned.rollout, aligned.policy, make_chooser, name)
-        stack.callback(stop_policy, name)
+        stack.callback(stop_application, name)
         yield PolicyServer(url=url, model=config.model, needs_token=bool(config.token_digest))
 
 

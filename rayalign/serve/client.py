@@ -19,13 +19,22 @@ from typing import Any
 from rayalign import errors, share, storage
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
+from rayalign.serve.applications import (
+    ServeElsewhereError,
+    StartError,
+    is_there,
+    last_line,
+    start_serve,
+    start_serve_at,
+    stop_application,
+    wait_until_running,
+)
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import Address, oracle_kind
 from rayalign.serve.wire import DuelColumns
 from rayalign.types import Duel, Verdict
 
-POLL_S = 0.1
 RETRY_PAUSE_S = 0.2
 """Before the first repetition of a call; doubles with each, up to `LONGEST_PAUSE_S`."""
 LONGEST_PAUSE_S = 5.0
@@ -169,7 +178,7 @@ class OracleClient:
                 return None
             raise OracleError(
                 f"the oracle {self.id} died {attempt + 1} time{'s' if attempt else ''} on the same {len(piece)} duels "
-                f"({piece.ids[0]}, ...); oracle.retries={self.config.retries}. Last: {_last_line(str(error))}"
+                f"({piece.ids[0]}, ...); oracle.retries={self.config.retries}. Last: {last_line(str(error))}"
             ) from error
         except ray_errors.RayTaskError as error:
             cause = error.cause
@@ -227,7 +236,7 @@ def start_oracle(
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # dead replicas are dealt with here, not by the reader
     address = oracle_kind(config.kind).http(config) if service is None else service.address
     share.outside(_start_serve, address)  # Serve outlives the run, whose placement group it must not depend on
-    if name in serve.status().applications:
+    if is_there(name):
         serve.delete(name)
     app = build_app(config, factory, journal_dir, service)
     target = serve.RunTarget(app, name=name, route_prefix=None if address is None else "/")
@@ -236,63 +245,25 @@ def start_oracle(
         serve.run_many([target], wait_for_applications_running=False)
         client.connect()
     except BaseException:
-        stop_oracle(name)
+        stop_application(name)
         raise
     return client
 
 
-def _start_serve(address: Address | None) -> None:
-    """Serve itself, where it does not run yet; with HTTP at `address`."""
-    from ray import serve
-
-    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
-    if address is not None:
-        _start_with_http(address, controller_options=quiet)
-        return
-    for attempt in range(3):
-        try:
-            # Without proxies Serve opens no HTTP port, so that clusters don't collide on 8000.
-            serve.start(proxy_location="Disabled", controller_options=quiet)
-            return
-        except ValueError:  # another run of this cluster was faster
-            if attempt == 2:
-                raise
-            time.sleep(1.0)
-
-
 def stop_oracle(name: str, *, stop_serve: bool = True) -> None:
-    """Stop the application `name`, and Serve itself if nothing else runs on it; does nothing if neither runs.
-
-    Where `ray.shutdown` follows and ends the cluster anyway, `stop_serve=False` saves the time.
-    """
-    import ray
-    from ray import serve
-
-    if not ray.is_initialized():
-        return
-    if name in serve.status().applications:
-        serve.delete(name)
-    if stop_serve and not serve.status().applications:
-        serve.shutdown()
+    """Stop the application `name`, and Serve itself if nothing else runs on it; see `stop_application`."""
+    stop_application(name, stop_serve=stop_serve)
 
 
-def _start_with_http(address: Address, **options: Any) -> None:
-    """Start Serve with its HTTP proxy at `address`. Raises `OracleError` if it runs elsewhere."""
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
-
+def _start_serve(address: Address | None) -> None:
+    """Serve itself, where it does not run yet; with HTTP at `address`. Raises `OracleError` if it runs elsewhere."""
+    if address is None:
+        return start_serve()
     host, port, section = address
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, **options)
-        found = serve.context._get_global_client().http_config
-    except RayServeException as error:
-        raise OracleError(f"the oracle can't be served at {host}:{port} ({section}): {error}") from error
-    if (found.host, found.port) != (host, port) or not serve.status().proxies:
-        raise OracleError(
-            f"Ray Serve runs on this cluster already, and not with HTTP at {host}:{port} ({section}.host and "
-            f"{section}.port). Its address can't be changed while it runs: stop it (`serve shutdown`), or use another "
-            "cluster."
-        )
+        return start_serve_at(host, port, f" ({section}.host and {section}.port)")
+    except ServeElsewhereError as error:
+        raise OracleError(f"the oracle {error}") from error
 
 
 def _check_fits(config: OracleConfig, cluster: dict[str, float]) -> None:
@@ -307,40 +278,25 @@ def _check_fits(config: OracleConfig, cluster: dict[str, float]) -> None:
 
 
 def _wait_until_running(name: str, config: OracleConfig, deadline: float) -> None:
-    from ray import serve
-    from ray.serve.schema import ApplicationStatus
-
-    message = "not deployed yet"
-    while time.monotonic() < deadline:
-        status = serve.status().applications.get(name)
-        if status is not None:
-            if status.status == ApplicationStatus.RUNNING:
-                return
-            details = [d.message for d in status.deployments.values() if d.message]
-            message = "\n".join(details) or status.message or status.status.value
-            if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                raise _start_error(message)
-        time.sleep(POLL_S)
-    raise WaitError(
-        f"waited {config.start_timeout_s:g} s (oracle.start_timeout_s) for the oracle service {name!r} to start. "
-        f"Its status: {message}"
-    )
+    try:
+        wait_until_running(name, deadline)
+    except StartError as error:
+        raise _start_error(str(error)) from None
+    except TimeoutError as error:
+        raise WaitError(
+            f"waited {config.start_timeout_s:g} s (oracle.start_timeout_s) for the oracle service {name!r} to start. "
+            f"Its status: {error}"
+        ) from None
 
 
 def _start_error(status: str) -> RayalignError:
     """The exception that is at the end of the traceback in a deployment's status."""
     found = re.findall(r"^(?:\w+\.)*(\w+): (.*)$", status, flags=re.MULTILINE)
-    name, message = found[-1] if found else ("", _last_line(status))
+    name, message = found[-1] if found else ("", last_line(status))
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, RayalignError):
         return kind(message)
     return OracleError(f"the oracle did not start: {name}: {message}")
-
-
-def _last_line(text: str) -> str:
-    """Where a traceback says what went wrong."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
 
 
 def _cancel(responses: Any) -> None:

@@ -13,12 +13,19 @@ from rayalign.agents.agent import Chooser
 from rayalign.errors import ConfigError, ResourceError, RolloutError, WaitError
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.replica import make_engine
+from rayalign.serve.applications import (
+    ServeElsewhereError,
+    StartError,
+    last_line,
+    start_serve_at,
+    stop_application,
+    wait_until_running,
+)
 from rayalign.serve.http_guard import HttpGuard
 from rayalign.serve.policy.answerer import EngineAnswerer
 from rayalign.serve.policy.app import build_app
 from rayalign.serve.policy.config import PolicyServerConfig
 
-POLL_S = 0.2
 SPARE_CALLS = 16
 """Requests beyond the guard's limit that Serve hands to a replica, so that it is the guard who refuses them."""
 
@@ -96,22 +103,10 @@ def start_policy(
         serve.run_many([target], wait_for_applications_running=False)
         _wait_until_running(name, config.start_timeout_s)
     except BaseException:
-        stop_policy(name)
+        stop_application(name)
         raise
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"http://{host}:{config.port}/v1"
-
-
-def stop_policy(name: str) -> None:
-    """Stop the application `name`, and Serve itself if nothing else runs on it; does nothing if neither runs."""
-    import ray
-
-    if not ray.is_initialized():
-        return
-    if name in serve.status().applications:
-        serve.delete(name)
-    if not serve.status().applications:
-        serve.shutdown()
 
 
 def _check_fits(config: PolicyServerConfig, rollout: RolloutConfig) -> None:
@@ -128,35 +123,18 @@ def _check_fits(config: PolicyServerConfig, rollout: RolloutConfig) -> None:
 
 def _start_serve(config: PolicyServerConfig) -> None:
     """Serve with HTTP at the config's address, or `ConfigError` if it listens elsewhere already."""
-    from ray.serve.exceptions import RayServeException
-
-    quiet = {"runtime_env": {"env_vars": {"RAY_SERVE_LOG_TO_STDERR": "0"}}}  # Serve's log files have everything
-    address = {"host": config.host, "port": config.port}
     try:
-        serve.start(proxy_location="HeadOnly", http_options=address, controller_options=quiet)
-        found = serve.context._get_global_client().http_config
-    except RayServeException as error:
-        raise ConfigError(f"the policy can't be served at {config.host}:{config.port}: {error}") from error
-    if (found.host, found.port) != (config.host, config.port) or not serve.status().proxies:
-        raise ConfigError(
-            f"Ray Serve runs on this cluster already, and not with HTTP at {config.host}:{config.port}. Its address "
-            "can't be changed while it runs: name that one, stop it (`serve shutdown`), or use another cluster."
-        )
+        start_serve_at(config.host, config.port)
+    except ServeElsewhereError as error:
+        raise ConfigError(f"the policy {error}") from error
 
 
 def _wait_until_running(name: str, timeout_s: float) -> None:
-    from ray.serve.schema import ApplicationStatus
-
-    message, deadline = "not deployed yet", time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        status = serve.status().applications.get(name)
-        if status is not None:
-            if status.status == ApplicationStatus.RUNNING:
-                return
-            details = [d.message for d in status.deployments.values() if d.message]
-            message = "\n".join(details) or status.message or status.status.value
-            if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-                raise RolloutError(f"the policy can't be served: {lines[-1] if lines else status.status.value}")
-        time.sleep(POLL_S)
-    raise WaitError(f"waited {timeout_s:g} s (start_timeout_s) for the policy to be served. Its status: {message}")
+    try:
+        wait_until_running(name, time.monotonic() + timeout_s)
+    except StartError as error:
+        raise RolloutError(f"the policy can't be served: {last_line(str(error))}") from None
+    except TimeoutError as error:
+        raise WaitError(
+            f"waited {timeout_s:g} s (start_timeout_s) for the policy to be served. Its status: {error}"
+        ) from None
