@@ -260,15 +260,18 @@ def test_a_service_ends_in_good_order_at_sigterm_as_at_ctrl_c(monkeypatch: pytes
         time.sleep(0.2)  # now it waits
         os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in before:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, lambda *_: None)  # such as Ray Tune leaves
             stopper = threading.Thread(target=stop_it, args=(number,))
             stopper.start()
             result = CliRunner().invoke(app, ["serve", "run"])
             stopper.join()
             assert result.exit_code == 0 and "Ctrl-C ends it" in result.output
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert ended == ["run", "run"]

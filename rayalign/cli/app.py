@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import signal
 import threading
@@ -62,8 +61,16 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wait_until_stopped() -> None:
-    """Return at Ctrl-C or SIGTERM. Call it when Ray runs: its own handler of SIGTERM would abort the process."""
+    """Return at Ctrl-C or SIGTERM. Call it when Ray runs: its own handler of SIGTERM would abort the process.
+
+    Ctrl-C stops it whatever handler a library has left (Ray Tune leaves one that swallows the first), unless the
+    process was started to ignore it. A second one interrupts the end.
+    """
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
-    with contextlib.suppress(KeyboardInterrupt):
-        over.wait()
+    heeded = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    if heeded:
+        signal.signal(signal.SIGINT, lambda *_: over.set())
+    over.wait()
+    if heeded:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
