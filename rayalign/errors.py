@@ -6,7 +6,11 @@ Every class takes exactly one message argument, so that it survives the pickling
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rayalign.types import Verdict
 
 
 class RayalignError(Exception):
@@ -27,6 +31,13 @@ class BudgetError(RayalignError):
 
 class OracleError(RayalignError):
     """The oracle is unreachable, or answered something that is not a probability."""
+
+
+class UnfinishedError(OracleError):
+    """The oracle broke in the middle of a batch; what it had answered by then was paid."""
+
+    answered: Sequence[Verdict] = ()
+    """Verdicts on some of the duels, in their order."""
 
 
 class LabellingError(RayalignError, ValueError):

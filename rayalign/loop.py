@@ -70,8 +70,15 @@ FREE_TO_CHANGE = (
     "learner.nodes", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
     "rollout.sync_timeout_s", "scorer.num_replicas", "scorer.cpus_per_replica", "scorer.gpus_per_replica",
     "scorer.request_timeout_s", "scorer.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker",
-    "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "oracle.", "evaluation.every",
-    "logging.", "run_dir",
+    "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "evaluation.every", "logging.",
+    "run_dir", "oracle.price", "oracle.num_replicas", "oracle.max_replicas", "oracle.target_ongoing",
+    "oracle.cpus_per_replica", "oracle.gpus_per_replica", "oracle.nodes", "oracle.max_batch_size",
+    "oracle.batch_wait_s", "oracle.request_timeout_s", "oracle.retries", "oracle.start_timeout_s",
+    "oracle.health_check_period_s", "oracle.device", "oracle.micro_batch_tokens", "oracle.cache_size",
+    "oracle.trust_remote_code", "oracle.judge.base_url", "oracle.judge.api_key_env", "oracle.judge.concurrency",
+    "oracle.judge.calls_per_minute", "oracle.judge.timeout_s", "oracle.judge.retries", "oracle.judge.backoff_s",
+    "oracle.judge.longest_pause_s", "oracle.judge.price", "oracle.judge.max_spend", "oracle.http.", "oracle.human.",
+    "oracle.users.",
 )  # fmt: skip
 """Settings that `resume` may change: they don't change what was already bought means."""
 
@@ -236,7 +243,9 @@ def _old_run(run_dir: str, **overrides: Any) -> Plan | Result:
         )
     given = settings.flatten(overrides)
     changed = settings.apply(config, {"loop.budget" if k == "budget" else k: v for k, v in given.items()})
-    forbidden = [line for line in settings.diff(config, changed) if not line.startswith(FREE_TO_CHANGE)]
+    # A service may have moved; any other target is another oracle.
+    free = (*FREE_TO_CHANGE, "oracle.target") if config.oracle.kind == "http" else FREE_TO_CHANGE
+    forbidden = [line for line in settings.diff(config, changed) if not line.startswith(free)]
     if forbidden:
         raise ConfigError(
             f"resume can't change what the labels in {where} were bought for: {'; '.join(forbidden)}. Resume without "

@@ -27,7 +27,10 @@ class Oracle(Protocol):
 
 
 class LateOracle(Oracle, Protocol):
-    """An oracle that may take days: it is asked after what it was given, and never waited for."""
+    """An oracle that may take days: it is asked after what it was given, and never waited for.
+
+    It has one replica, unless its attribute `shared` says that all of them ask in the same place.
+    """
 
     def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
         """Take in the duels that are new, and return the verdicts on `duels` that are there; never waits.

@@ -48,7 +48,7 @@ class Classifier:
             self.device = self.model.device  # that of its first layer, which is where inputs go
         else:
             self.model.to(self.device)
-        self.name, self.version = model_name(config.target), _version(self.model, config.quantization)
+        self.name, self.version = model_name(config.target), version_name(self.model, config.quantization)
         limit = longest_input(self.model, self.tokenizer)
         self.max_tokens = min(config.max_tokens or limit, limit)
         self.token_types = getattr(self.model.config, "type_vocab_size", 0) > 0
@@ -210,13 +210,11 @@ def model_name(target: str) -> str:
     return Path(target).name if Path(target).is_dir() else target
 
 
-def _version(model: Any, quantization: str) -> str:
-    """Its commit on the hub, or a checksum of its head."""
-    commit = getattr(model.config, "_commit_hash", None)
-    name, parameter = list(model.named_parameters())[-1]
-    return version_name(commit or checksum({name: parameter}), quantization)
+def version_name(model: Any, quantization: str) -> str:
+    """Its commit on the hub, or a checksum of its tensors; with how it is stored, since that changes what it says.
 
-
-def version_name(version: str, quantization: str) -> str:
-    """Short, and with how the model is stored, since that changes what it says."""
-    return f"{version[:12]}:{quantization}" if quantization else version[:12]
+    Every tensor counts, some numbers of it: training moves them all, but may leave a head's bias where it was.
+    """
+    some = {name: tensor.detach().flatten()[:256] for name, tensor in model.named_parameters()}
+    version = str(getattr(model.config, "_commit_hash", None) or checksum(some))[:12]
+    return f"{version}:{quantization}" if quantization else version

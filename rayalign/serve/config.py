@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from rayalign.env.labels import LABEL_MODES
@@ -112,8 +113,8 @@ class OracleConfig:
             "cpus_per_replica",
             "gpus_per_replica",
         ):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"oracle.{name}={getattr(self, name)} must not be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"oracle.{name}={getattr(self, name)} must be a number, and not negative.")
         check_selector("oracle.nodes", self.nodes)
         if self.max_replicas and self.max_replicas < self.num_replicas:
             raise ConfigError(

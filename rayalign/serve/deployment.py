@@ -30,7 +30,7 @@ from ray import serve
 from rayalign import storage
 from rayalign.claims import Claims
 from rayalign.env.labels import LateOracle, Oracle
-from rayalign.errors import OracleError, RayalignError, WaitError
+from rayalign.errors import ConfigError, OracleError, RayalignError, UnfinishedError, WaitError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import import_attribute, oracle_kind
@@ -60,6 +60,12 @@ class OracleDeployment:
             raise
         except Exception as error:
             raise OracleError(f"the oracle could not be made: {type(error).__name__}: {error}") from error
+        if config.most_replicas > 1 and hasattr(self.oracle, "poll") and not getattr(self.oracle, "shared", False):
+            raise ConfigError(
+                f"oracle.num_replicas={config.num_replicas} (max_replicas={config.max_replicas}): {self.oracle_id} "
+                "answers late, and two replicas of it would each ask about the same duels. Set oracle.num_replicas=1 "
+                "and oracle.max_replicas=0; an oracle that asks elsewhere, by the duels' ids, may say `shared = True`."
+            )
         self.config = config
         keep_in = getattr(self.oracle, "keep_in", None)  # scores that need not be found twice, or books of calls
         if keep_in is not None and journal_dir is not None:
@@ -180,10 +186,19 @@ class OracleDeployment:
     def _ask(self, duels: Sequence[Duel]) -> dict[str, Verdict]:
         if not duels:
             return {}
-        verdicts = [self._priced(v) for v in checked(self.oracle_id, duels, self.oracle.judge(duels))]
+        try:
+            return self._kept(duels, self.oracle.judge(duels))
+        except UnfinishedError as error:
+            named = {duel.id: duel for duel in duels}
+            self._kept([named[verdict.duel_id] for verdict in error.answered], error.answered)
+            raise
+
+    def _kept(self, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> dict[str, Verdict]:
+        """The verdicts on `duels` by id: checked, priced, and on disk."""
+        priced = [self._priced(verdict) for verdict in checked(self.oracle_id, duels, verdicts)]
         if self.journal is not None:
-            self.journal.record(verdicts)
-        return {verdict.duel_id: verdict for verdict in verdicts}
+            self.journal.record(priced)
+        return {verdict.duel_id: verdict for verdict in priced}
 
     def _answered(self, ids: Sequence[str]) -> dict[str, Verdict]:
         return {} if self.journal is None else dict(self.journal.lookup(ids))
@@ -213,11 +228,7 @@ class OracleDeployment:
         verdicts = cast(LateOracle, self.oracle).poll(list(rest.values())) if rest else []
         if foreign := [verdict.duel_id for verdict in verdicts if verdict.duel_id not in rest]:
             raise OracleError(f"oracle {self.oracle_id} answered duel {foreign[0]}, which nobody asked about.")
-        answered = checked(self.oracle_id, [rest[verdict.duel_id] for verdict in verdicts], verdicts)
-        new = [self._priced(verdict) for verdict in answered]
-        if self.journal is not None:
-            self.journal.record(new)
-        return known | {verdict.duel_id: verdict for verdict in new}
+        return known | self._kept([rest[verdict.duel_id] for verdict in verdicts], verdicts)
 
     def _priced(self, verdict: Verdict) -> Verdict:
         if verdict.price or verdict.failure is not None or not self.config.price:
@@ -229,7 +240,10 @@ class OracleDeployment:
 
 
 def checked(oracle_id: str, duels: Sequence[Duel], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
-    """`verdicts` if they answer `duels` in order with probabilities in [0, 1]; else `OracleError` naming the duel."""
+    """`verdicts` if they answer `duels` in order, with probabilities in [0, 1] and prices.
+
+    Else `OracleError` naming the duel: what was refused later would stay in the journal and be refused for ever.
+    """
     if len(verdicts) != len(duels):
         raise OracleError(f"oracle {oracle_id} gave {len(verdicts)} verdicts on {len(duels)} duels: it owes one each.")
     for duel, verdict in zip(duels, verdicts, strict=True):
@@ -240,6 +254,8 @@ def checked(oracle_id: str, duels: Sequence[Duel], verdicts: Sequence[Verdict]) 
             raise OracleError(f"oracle {oracle_id} has to give duel {duel.id} a probability or a failure: {verdict}.")
         if p is not None and not (math.isfinite(p) and 0 <= p <= 1):
             raise OracleError(f"oracle {oracle_id} answered {p!r} for duel {duel.id}; a probability is in [0, 1].")
+        if not (math.isfinite(verdict.price) and verdict.price >= 0):
+            raise OracleError(f"oracle {oracle_id} asks {verdict.price!r} for duel {duel.id}, which is not a price.")
     return verdicts
 
 

@@ -93,13 +93,13 @@ class HttpGuard:
     def _who(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not same_site(origin, host):
             return 403, "This request comes from a page of another site.", {}
         scope[CALLER] = ""
         known = self.config.callers or (("", self.config.token_digest),)
         if not known[0][1]:
             # A page that a browser shows may have its name point here; such a name is never a loopback name.
-            if urlsplit(f"//{host}").hostname not in LOOPBACK_NAMES:
+            if _hostname(host) not in LOOPBACK_NAMES:
                 return 403, "Without a token this server answers at its loopback address only.", {}
             return None
         if scope["path"] in self.config.open_paths:
@@ -212,3 +212,19 @@ def find_token(file: str | Path | None, variable: str) -> str:
             'python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     return token
+
+
+def same_site(origin: str, host: str) -> bool:
+    """Whether the page of that `Origin` is of the `Host` that is asked; a text that is no address is of no site."""
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
+
+
+def _hostname(host: str) -> str | None:
+    """The name in a `Host`, without the port; None where there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from rayalign.errors import DataError
-from rayalign.rollout.weights import checksum
 from rayalign.serve.classifier import device_of, longest_input, model_name, placement, version_name
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.endpoint import SHORT, Reply, Trouble
@@ -49,7 +48,7 @@ class LocalJudge:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.longest = longest_input(self._model, self.tokenizer)
         self.model = model_name(config.target)
-        self.host = f"local:{version_name(_version(self._model), config.quantization)}"
+        self.host = f"local:{version_name(self._model, config.quantization)}"
         self._digits = _tokens_of(self.tokenizer, ("0", "1"))
         self._waiting: list[tuple[str, Future[Reply]]] = []
         self._queue, self._busy = threading.Lock(), threading.Lock()
@@ -141,9 +140,3 @@ def _tokens_of(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
     written = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     found = {text: [token for token, other in enumerate(written) if other.strip() == text] for text in texts}
     return {text: tokens for text, tokens in found.items() if tokens}
-
-
-def _version(model: Any) -> str:
-    """Its commit on the hub, or a checksum of some numbers of each of its tensors."""
-    some = {name: tensor.detach().flatten()[:256] for name, tensor in model.named_parameters()}
-    return getattr(model.config, "_commit_hash", None) or checksum(some)

@@ -17,7 +17,7 @@ from typing import Any
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
-from rayalign.errors import ConfigError, OracleError
+from rayalign.errors import ConfigError, OracleError, UnfinishedError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import OracleKind, check_target, import_attribute, oracle_kind
 from rayalign.types import Duel, Verdict
@@ -58,28 +58,46 @@ class FunctionOracle:
         return f"function:{self.name}"
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        """One verdict per duel. Raises `OracleError` that names the duel whose answer is not a number in range."""
+        """One verdict per duel.
+
+        Raises `OracleError` that names the duel whose answer is not a number in range, or that the function broke at;
+        an `UnfinishedError` if there are answers to others.
+        """
         if not duels:
             return []
         if self.returns == "probability":
             rows: list[tuple[str, ...]] = [(d.prompt.text, d.first.text, d.second.text) for d in duels]
             values = self._call(rows, duels)
-            probabilities = [self._in_range(p, duel) for p, duel in zip(values, duels, strict=True)]
         else:
             rows = [(d.prompt.text, response.text) for d in duels for response in (d.first, d.second)]
-            values = self._call(rows, [d for d in duels for _ in range(2)])
-            probabilities = [
-                sigmoid(self.scale * (self._finite(first, duel) - self._finite(second, duel)))
-                for first, second, duel in zip(values[::2], values[1::2], duels, strict=True)
-            ]
-        return [
-            Verdict(duel_id=duel.id, probability=p, price=self.price)
-            for duel, p in zip(duels, probabilities, strict=True)
-        ]
+            each = iter(self._call(rows, [d for d in duels for _ in range(2)]))
+            values = list(zip(each, each, strict=True))
+        verdicts, errors = [], []
+        for duel, value in zip(duels, values, strict=True):
+            try:
+                verdicts.append(Verdict(duel_id=duel.id, probability=self._probability(value, duel), price=self.price))
+            except OracleError as error:
+                errors.append(error)
+        if errors and verdicts:
+            unfinished = UnfinishedError(*errors[0].args)
+            unfinished.answered = verdicts
+            raise unfinished from errors[0]
+        if errors:
+            raise errors[0]
+        return verdicts
+
+    def _probability(self, value: Any, duel: Duel) -> float:
+        if self.returns == "probability":
+            return self._in_range(value, duel)
+        first, second = value
+        return sigmoid(self.scale * (self._finite(first, duel) - self._finite(second, duel)))
 
     # -- calling --------------------------------------------------------------------------------------------------
     def _call(self, rows: Sequence[tuple[str, ...]], duels: Sequence[Duel]) -> list[Any]:
-        """The function's value for each row of arguments; `duels` names them in errors."""
+        """The function's value for each row of arguments, or the `OracleError` that it came to.
+
+        `duels` names the rows in errors. After the first error nothing more is begun.
+        """
         if self.batched:
             try:
                 values = self._run(self.function(*map(list, zip(*rows, strict=True))))
@@ -97,21 +115,26 @@ class FunctionOracle:
         values = []
         for row, duel in zip(rows, duels, strict=True):
             try:
-                values.append(self.function(*row))
+                values.append(self._run(self.function(*row)))
             except Exception as error:
-                raise self._raised(error, duel) from error
+                return values + [self._raised(error, duel)] * (len(rows) - len(values))
         return values
 
     async def _gather(self, rows: Sequence[tuple[str, ...]], duels: Sequence[Duel]) -> list[Any]:
         slots = asyncio.Semaphore(ASYNC_CALLS_AT_ONCE)
+        broke: list[OracleError] = []
 
         async def one(row: tuple[str, ...], duel: Duel) -> Any:
             async with slots:
+                if broke:
+                    return broke[0]
                 try:
                     return await self.function(*row)
                 except Exception as error:
-                    raise self._raised(error, duel) from error
+                    broke.append(self._raised(error, duel))
+                    return broke[-1]
 
+        # Who is under way is waited for: it is paid.
         return await asyncio.gather(*(one(row, duel) for row, duel in zip(rows, duels, strict=True)))
 
     def _run(self, value: Any) -> Any:
@@ -129,7 +152,9 @@ class FunctionOracle:
 
     # -- checking -------------------------------------------------------------------------------------------------
     def _raised(self, error: Exception, duel: Duel, where: str = "duel") -> OracleError:
-        return OracleError(f"oracle {self.id} raised {type(error).__name__} on {where} {duel.id}: {error}")
+        raised = OracleError(f"oracle {self.id} raised {type(error).__name__} on {where} {duel.id}: {error}")
+        raised.__cause__ = error
+        return raised
 
     def _finite(self, value: Any, duel: Duel) -> float:
         number = _number(value)
@@ -160,6 +185,8 @@ def sigmoid(x: float) -> float:
 
 
 def _number(value: Any) -> float:
+    if isinstance(value, OracleError):
+        raise value
     try:
         return float(value)
     except (TypeError, ValueError):

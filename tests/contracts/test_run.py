@@ -91,9 +91,20 @@ def test_a_run_directory_that_holds_a_run_is_refused(finished, small_run):
         small_run(run_dir=finished.path)
 
 
-def test_resume_refuses_settings_that_change_what_the_labels_mean(finished):
-    with pytest.raises(ConfigError, match=r"agent\.beta"):
-        rayalign.resume(finished.path, **{"agent.beta": 0.2})
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("agent.beta", 0.2),
+        ("oracle.kind", "data"),
+        ("oracle.target", "elsewhere:function"),
+        ("oracle.labels", "deterministic"),
+        ("oracle.scale", 2.0),
+        ("oracle.judge.template", "summary"),
+    ],
+)
+def test_resume_refuses_settings_that_change_what_the_labels_mean(finished, setting, value):
+    with pytest.raises(ConfigError, match=rf"bought for: {re.escape(setting)}"):
+        rayalign.resume(finished.path, **{setting: value})
 
 
 def test_the_report_is_one_file_that_needs_no_network(finished):

@@ -202,3 +202,9 @@ def test_errors_are_json_that_openai_clients_read():
             "code": None,
         }
     }
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://[x"}, {"Host": "[x"}])
+def test_an_address_that_is_none_is_refused_like_any_other(headers):
+    (answer,) = ask(GuardConfig(), ("GET", "/", {"headers": headers}))
+    assert answer.status_code == 403

@@ -8,7 +8,7 @@ import pytest
 
 from rayalign.env.truth import TruthOracle
 from rayalign.env.world import World
-from rayalign.errors import ConfigError, OracleError
+from rayalign.errors import ConfigError, OracleError, UnfinishedError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.oracles import FunctionOracle, oracle_factory
 from rayalign.serve.wire import DuelColumns, VerdictColumns
@@ -52,7 +52,10 @@ class Callable:
 
 @pytest.mark.parametrize(
     ("function", "batched"),
-    [(length, False), (async_length, False), (lengths, True), (async_lengths, True), (Callable(), False)],
+    [
+        *[(length, False), (async_length, False), (lengths, True), (async_lengths, True), (Callable(), False)],
+        (lambda prompt, response: async_length(prompt, response), False),
+    ],
 )
 def test_reward_of_every_kind_of_function_becomes_bradley_terry(function, batched):
     verdicts = FunctionOracle(function, batched=batched, scale=0.5, price=0.1).judge(
@@ -104,6 +107,28 @@ def test_probability_out_of_range_names_the_duel_and_the_setting(value):
     oracle = FunctionOracle(lambda p, a, b: value, returns="probability")
     with pytest.raises(OracleError, match=r"duel d1 .* Set oracle\.returns=reward"):
         oracle.judge([duel("d1")])
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+@pytest.mark.parametrize("returns", ["reward", "probability"])
+def test_what_was_answered_before_the_function_broke_is_handed_over(kind, returns):
+    asked = []
+
+    def plain(prompt, *responses):
+        asked.append(prompt)
+        if prompt == "odd":
+            raise KeyError("no such key")
+        return 0.5
+
+    async def waiting(prompt, *responses):
+        return plain(prompt, *responses)
+
+    oracle = FunctionOracle({"plain": plain, "async": waiting}[kind], returns=returns, price=0.1)
+    duels = [duel("d1"), duel("d2", text="odd"), *(duel(f"later-{i}") for i in range(100))]
+    with pytest.raises(UnfinishedError, match=r"raised KeyError on duel d2: 'no such key'") as caught:
+        oracle.judge(duels)
+    assert [(v.duel_id, v.probability, v.price) for v in caught.value.answered] == [("d1", 0.5, 0.1)]
+    assert len(asked) == (2 if returns == "probability" else 3), "nothing is begun after the first error"
 
 
 @pytest.mark.parametrize("batched", [False, True])

@@ -237,6 +237,17 @@ def test_id_names_the_model_and_its_weights(tmp_path, save_llama):
     assert mine.id == oracle(str(tmp_path / "judge")).id
 
 
+def test_another_training_of_the_same_head_is_another_model(tmp_path, save_llama):
+    path = save_llama(tmp_path / "judge")
+    before = oracle(path).id
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] += 1.0
+    model.save_pretrained(path)
+    after = oracle(path).id
+    assert after != before and after.startswith("reward_model:judge@")
+
+
 def test_model_with_two_labels_is_refused(tmp_path, save_llama):
     with pytest.raises(DataError, match="has 2 labels; a scalar reward model has 1"):
         oracle(save_llama(tmp_path, num_labels=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ def ask_oracle(
 
 
 def _read(given: Mapping[str, Any], place: int) -> DuelIn:
-    content = repr(sorted(given.items())).encode("utf-8", "surrogatepass")
-    named = {"id": hashlib.blake2b(content, digest_size=16).hexdigest(), **given}
+    data = json.dumps(given.get("data"), sort_keys=True, default=repr)  # the order of its keys says nothing
+    content = repr(sorted(({**given, "data": data} if "data" in given else given).items()))
+    named = {"id": hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(), **given}
     try:
         return DuelIn.model_validate(named)
     except ValidationError as error:

@@ -177,6 +177,8 @@ class HttpOracle:
 class LateHttpOracle(HttpOracle):
     """The same of an oracle that takes its time, as people do: a `LateOracle`."""
 
+    shared = True  # the service knows duels by their ids, whichever replica asks
+
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel, waited for. Raises as `HttpOracle.judge`, and `WaitError` where it takes too long."""
         return judge_late(self, duels, self.config.request_timeout_s)

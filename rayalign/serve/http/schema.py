@@ -177,7 +177,8 @@ def _named(duel: DuelIn, oracle_id: str, caller: str) -> Duel:
     """The duel under a name by content: a program that counts its duels from 1 again means new ones."""
     messages = None if duel.messages is None else [message.model_dump() for message in duel.messages]
     named = (oracle_id, caller, duel.id, duel.prompt, messages, duel.reference, duel.first, duel.second)
-    content = repr((*named, duel.prompt_id, duel.data)).encode("utf-8", "surrogatepass")
+    data = None if duel.data is None else json.dumps(duel.data, sort_keys=True)  # the order of its keys says nothing
+    content = repr((*named, duel.prompt_id, data)).encode("utf-8", "surrogatepass")
     return replace(to_duel(duel), id=hashlib.blake2b(content, digest_size=16).hexdigest())
 
 

@@ -20,7 +20,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayalign.errors import LabellingError, LedgerError
 from rayalign.serve.attempts import Attempts, address_of
-from rayalign.serve.http_guard import digest
+from rayalign.serve.http_guard import digest, same_site
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.tokens import Tokens
 
@@ -161,7 +160,7 @@ class _Page:
 async def _body(request: Request, *fields: str) -> dict[str, str]:
     """The request's JSON object with exactly these `fields`, all of them texts."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and not same_site(origin, request.headers.get("host", "")):
         raise HTTPException(403, "This request comes from another site.")
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(415, "The body must be application/json.")

@@ -110,6 +110,8 @@ def test_a_duel_is_the_same_if_caller_id_and_texts_are(server):
 
     first = name(duel("a"))
     assert first == name(duel("a"))
+    one, other = {"k": 1, "l": {"m": 2, "n": 3}}, {"l": {"n": 3, "m": 2}, "k": 1}
+    assert name(duel("a", data=one)) == name(duel("a", data=other))
     others = [
         name(duel("b")),
         name(duel("a"), "somebody"),

@@ -186,6 +186,8 @@ def test_the_small_client_is_one_call(serve, tmp_path):
     assert {v.price for v in verdicts} == {0.25} and sizes == [2, 1]
     again = rayalign.ask_oracle(url, rows, token_file=tmp_path / "token")
     assert [v.duel_id for v in again] == [v.duel_id for v in verdicts], "without an id a duel is known by its texts"
+    two = [{"prompt": "q", "first": "a", "second": "b", "data": data} for data in ({"k": 1, "l": 2}, {"l": 2, "k": 1})]
+    assert len({v.duel_id for v in rayalign.ask_oracle(url, two, token_file=tmp_path / "token")}) == 1
     assert rayalign.ask_oracle(url, []) == []
     late, _ = serve(late=True)
     assert rayalign.ask_oracle(late, rows) == [None] * 3

@@ -207,6 +207,7 @@ def test_a_body_that_is_too_large_or_not_what_was_asked_for_is_refused(browser, 
     assert ann.post(path, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     assert ann.post(path, json={}, headers={"origin": "http://evil.example"}).status_code == 403
     assert ann.post(path, json={}, headers={"origin": "null"}).status_code == 403
+    assert ann.post(path, json={}, headers={"origin": "http://[x"}).status_code == 403
     assert queue.progress("ann").answered == 0
 
 
