@@ -87,6 +87,7 @@ class Collector:
         self.chooser: Chooser = agent
         self.place = open_place(config.run_dir)
         self.run_dir = self.place.folder
+        self.pinned = self.run_dir / "pinned"
         self.log = RunLog(self.run_dir, config.logging, resolved=config)
         self.ledger = self.place.ledger("ledger.arrow")
         self.lock = threading.Lock()  # guards the ledger, which the learner's threads read
@@ -193,9 +194,10 @@ class Collector:
         with clock("sync"):
             self.engines.wake()
             self._sync(newest)
-        if self.heldout.due(self.ledger.spent):
-            with clock("evaluate"):
-                self._evaluate()
+        if newest is None:
+            self._evaluate_if_due(clock)
+        else:
+            self._evaluate_newest_if_due(clock)
         self._hold()
 
     def _commit(
@@ -359,7 +361,7 @@ class Collector:
             return
         if newest is not None:
             assert weights.version <= newest, f"published {weights.version} has passed the agent's window, {newest}"
-            save_weights(weights, self.run_dir / "pinned")  # a resumed round can't get them from the learner any more
+            save_weights(weights, self.pinned)  # a resumed round can't get them from the learner any more
             self.place.save()
         self.engines.load(weights)
 
@@ -383,6 +385,39 @@ class Collector:
             else:
                 synthetic.append(Preference(duel=duel, label=choice.label, source=LabelSource.SYNTHETIC))
         return duels, synthetic
+
+    def _evaluate_if_due(self, clock: Stopwatch) -> None:
+        """Evaluate the engines' weights if the labels behind them have passed the next mark of the schedule."""
+        if self.heldout.due(self._labels_behind(self.engines.version)):
+            with clock("evaluate"):
+                self._evaluate()
+
+    def _evaluate_newest_if_due(self, clock: Stopwatch) -> None:
+        """The same where the agent keeps older weights in the engines: the newest take their place for a while.
+
+        They are those that everything answered so far makes, so that equal runs evaluate equal versions.
+        """
+        answered = self.window.streamed
+        if not self.heldout.due(self._labels_behind(answered)):
+            return
+        with clock("gate"):
+            self._wait_for_version(answered)
+        with clock("evaluate"):
+            newest = self.window.weights
+            if newest is None or newest.version == self.engines.version:
+                return self._evaluate()
+            if not self.pinned.exists():  # the run was begun by a rayalign that did not write version 0 down
+                return
+            kept = load_weights(self.pinned)
+            self.engines.policy.sync(newest)
+            self._evaluate()
+            self.engines.policy.sync(kept)
+
+    def _wants_initial(self) -> bool:
+        """Whether version 0 has to be written down, to come back to it after an evaluation of a newer one."""
+        if not self.config.evaluation.every or self.pinned.exists():
+            return False
+        return self.agent.sampling_window(0, self.config.loop.max_staleness)[1] is not None
 
     def _evaluate(self) -> None:
         version = self.engines.version
@@ -447,9 +482,8 @@ class Collector:
         self.window.extend(self.ledger.num_streamed)
         self._observe()
         done = self.ledger.num_collected
-        pinned = self.run_dir / "pinned"
-        if pinned.exists():
-            self.engines.load(load_weights(pinned))
+        if self.pinned.exists():
+            self.engines.load(load_weights(self.pinned))
 
         bandit = DuelingBanditVector(self.world, num_envs=num_prompts, labeler=self.purchaser)
         self.env = LabelBudgetVector(bandit, budget=config.loop.budget, spent=self.ledger.spent)
@@ -463,7 +497,7 @@ class Collector:
     def next_batch(self, index: int, timeout_s: float) -> TrainBatch | EndOfStream | PleasePublish | None:
         """See `learner.stream.BatchSource`; None instead of an error when nothing came within `timeout_s`."""
         self._learner_at = index
-        if index > self.window.published:
+        if index > self.window.published or (index == 0 and self._wants_initial()):
             return PleasePublish()
         there = self.window.wait_for_batch(index, timeout_s)
         if not there:
@@ -472,8 +506,13 @@ class Collector:
 
     def publish(self, weights: Weights, metrics: Mapping[str, float], spans: Sequence[Span] = ()) -> None:
         """See `learner.stream.BatchSource`."""
+        if weights.version == 0:
+            save_weights(weights, self.pinned)
+            self.place.save()
         self.window.publish(weights)
         batch = weights.version - 1
+        if batch < 0:
+            return
         self._learner_record = {f"learner/{name}": value for name, value in metrics.items()}
         self.log.metrics({"batch": batch, **self._learner_record})
         for stage, start, end in spans:

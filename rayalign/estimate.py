@@ -96,9 +96,12 @@ def estimate(plan: Plan, *, with_calibration: bool = False) -> Estimate:
 
 # -- labels and money -----------------------------------------------------------------------------------------------
 def num_evaluations(config: RunConfig) -> int:
-    """At the start if asked for, whenever a multiple of `evaluation.every` is passed, and at the end."""
-    every = config.evaluation.every
-    between = (config.loop.budget - 1) // every if every else 0
+    """At the start if asked for, when a multiple of `evaluation.every` is passed, and at the end.
+
+    At most: where generation runs ahead of learning, the last two can be one.
+    """
+    every, budget = config.evaluation.every, config.loop.budget
+    between = min((budget - 1) // every, (budget - 1) // config.loop.batch_size) if every else 0
     return int(config.evaluation.at_start) + between + 1
 
 

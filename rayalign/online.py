@@ -159,6 +159,10 @@ class OnlineCollector(Collector):
         with self.models:
             super()._sync(newest)
 
+    def _evaluate_newest_if_due(self, clock: Stopwatch) -> None:
+        with self.models:  # nobody is answered by weights that the agent does not want in the engines
+            super()._evaluate_newest_if_due(clock)
+
     # ==== what the endpoint asks, from other threads ============================================================
     def describe(self) -> tuple[str, RolloutConfig]:
         """See `serve.users.questions.Online`."""

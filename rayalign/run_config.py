@@ -36,7 +36,7 @@ class LoopConfig:
     max_stalled_batches: int = 20
     """Batches in a row without a single new label before the run stops."""
     gate_timeout_s: float = 1800.0
-    """Longest wait for the learner's next weights."""
+    """Longest wait for the learner's next weights, and for the evaluation at the end."""
     agent_checkpoint_every: int = 10
     """Batches between checkpoints of the agent's own state; what came after is replayed from the ledger."""
     agent_device: str = "cpu"

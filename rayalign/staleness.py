@@ -14,6 +14,7 @@ Stream batches (see `ledger`) are never more than collected ones, and as many on
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from rayalign.errors import RayalignError, WaitError
@@ -34,7 +35,7 @@ class Window:
     def publish(self, weights: Weights) -> None:
         """Offer weights. An older version than the newest (a learner that replays after a restart) changes nothing."""
         with self._changed:
-            if weights.version > self.published:
+            if self._weights is None or weights.version > self.published:
                 self._weights = weights
                 self._changed.notify_all()
 
@@ -51,14 +52,21 @@ class Window:
         """Block until weights of version `oldest` or newer are published; returns the newest version.
 
         Returns None, sooner, when more than `seen` stream batches are closed: there is something else to do. Raises
-        `WaitError` after `timeout_s`, and whatever `fail` was given.
+        `WaitError` when no new version came for `timeout_s`, and whatever `fail` was given.
         """
 
         def news() -> bool:
             return seen is not None and self._streamed > seen
 
+        def is_over() -> bool:
+            return self._error is not None or self.published >= oldest or news()
+
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self.published >= oldest or news(), timeout_s)
+            newest, deadline = self.published, time.monotonic() + timeout_s
+            while not is_over() and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+                if self.published > newest:  # a learner that goes on, however far behind, is waited for
+                    newest, deadline = self.published, time.monotonic() + timeout_s
             if self._error:
                 raise RayalignError(f"the run is being stopped: {self._error}")
             if news():

@@ -36,6 +36,23 @@ def test_a_wait_that_is_too_long_says_what_was_waited_for():
         Window().wait_for_version(3, timeout_s=0.01)
 
 
+def test_a_learner_that_goes_on_is_waited_for_however_far_behind_it_is():
+    window, passed = Window(), []
+    thread = threading.Thread(target=lambda: passed.append(window.wait_for_version(8, timeout_s=0.5)))
+    thread.start()
+    for version in range(1, 9):
+        time.sleep(0.2)
+        window.publish(weights(version))
+    thread.join(timeout=5.0)
+    assert passed == [8]
+
+
+def test_the_initial_policy_may_be_published():
+    window = Window()
+    window.publish(weights(0))
+    assert window.published == 0 and window.weights.version == 0
+
+
 def test_an_older_version_from_a_restarted_learner_changes_nothing():
     window = Window()
     window.publish(weights(5))
