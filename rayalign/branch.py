@@ -20,7 +20,7 @@ from rayalign import config as settings
 from rayalign.agents import make_agent
 from rayalign.errors import ConfigError, DataError
 from rayalign.ledger import Ledger
-from rayalign.loop import FREE_TO_CHANGE
+from rayalign.resumable import FREE_TO_CHANGE
 from rayalign.run_config import RunConfig
 from rayalign.run_record import CONFIG
 from rayalign.shared_budget import INHERITED

@@ -142,7 +142,7 @@ def compare(
     _check_fair(plans)
     spent = plans[first].config.loop.budget
     storage.local_only(out, "out")
-    folder = Path(out or f"runs/compare-{env.rpartition('/')[2]}-{spent}").absolute()
+    folder = Path(storage.absolute(out or f"runs/compare-{env.rpartition('/')[2]}-{spent}"))
     jobs = {
         row.name: [_job(row, env, policy, oracle, common, seed, world_per_seed, folder) for seed in chosen]
         for row in rows

@@ -22,7 +22,7 @@ from rayalign.errors import ConfigError, DataError
 from rayalign.ledger import Ledger
 from rayalign.models import hub_id
 from rayalign.result import Result
-from rayalign.rollout.encode import load_tokenizer
+from rayalign.rollout.encode import load_tokenizer, speaks_chat
 from rayalign.run_record import REPLAY, RunRecord
 from rayalign.stored_run import StoredRun
 
@@ -64,8 +64,7 @@ def export(
         )
     base = base_model or hub_id(stored.config.policy)
     if conversational is None:
-        template = getattr(load_tokenizer(result.checkpoint), "chat_template", None)
-        conversational = bool(template) and stored.config.rollout.chat != "never"
+        conversational = speaks_chat(result.checkpoint, stored.config.rollout.chat)
 
     def build(folder: Path) -> None:
         if adapter:

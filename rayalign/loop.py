@@ -53,9 +53,20 @@ from rayalign.progress import Progress
 from rayalign.report import write_report
 from rayalign.resources import beside_group, check_nodes, plan, shares
 from rayalign.result import Result
-from rayalign.rollout.encode import PromptEncoder
+from rayalign.resumable import check_budget, check_changes
+from rayalign.rollout.encode import PromptEncoder, speaks_chat
 from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
+from rayalign.run_dirs import (
+    FAILED_START,
+    default_name,
+    new_folder,
+    note_failed_start,
+    refuse_old,
+    released_on_error,
+    set_aside,
+    write_config,
+)
 from rayalign.run_record import CONFIG
 from rayalign.serve import OracleClient, OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.kinds import COLLECTORS, ORACLES, oracle_kind
@@ -64,23 +75,6 @@ from rayalign.stored_run import CUSTOM_INPUTS, StoredRun
 
 POLICY_NAME = "policy_name.txt"
 """In a bucket: the policy as the user named it, for machines that have to get it anew; empty: the world's own."""
-FREE_TO_CHANGE = (
-    "loop.budget", "loop.shared_budget", "loop.gate_timeout_s", "loop.collector_cpus", "loop.collector_gpus",
-    "loop.collector_nodes", "loop.max_stalled_batches", "rollout.num_replicas", "rollout.nodes", "scorer.nodes",
-    "learner.nodes", "rollout.cpus_per_replica", "rollout.gpus_per_replica", "rollout.request_timeout_s",
-    "rollout.sync_timeout_s", "scorer.num_replicas", "scorer.cpus_per_replica", "scorer.gpus_per_replica",
-    "scorer.request_timeout_s", "scorer.sync_timeout_s", "learner.cpus_per_worker", "learner.gpus_per_worker",
-    "learner.max_failures", "learner.batch_timeout_s", "learner.checkpoint_every", "evaluation.every", "logging.",
-    "run_dir", "oracle.price", "oracle.num_replicas", "oracle.max_replicas", "oracle.target_ongoing",
-    "oracle.cpus_per_replica", "oracle.gpus_per_replica", "oracle.nodes", "oracle.max_batch_size",
-    "oracle.batch_wait_s", "oracle.request_timeout_s", "oracle.retries", "oracle.start_timeout_s",
-    "oracle.health_check_period_s", "oracle.device", "oracle.micro_batch_tokens", "oracle.cache_size",
-    "oracle.trust_remote_code", "oracle.judge.base_url", "oracle.judge.api_key_env", "oracle.judge.concurrency",
-    "oracle.judge.calls_per_minute", "oracle.judge.timeout_s", "oracle.judge.retries", "oracle.judge.backoff_s",
-    "oracle.judge.longest_pause_s", "oracle.judge.price", "oracle.judge.max_spend", "oracle.http.", "oracle.human.",
-    "oracle.users.",
-)  # fmt: skip
-"""Settings that `resume` may change: they don't change what was already bought means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +140,12 @@ def resume(run_dir: str | Path, **overrides: Any) -> Result:
             mean something else.
     """
     found = old_run(run_dir, **overrides)
-    return found if isinstance(found, Result) else execute(found)
+    if not isinstance(found, Result):
+        return execute(found)
+    config = StoredRun.read(found.path).config
+    title = f"{config.agent_name} on {config.env} is finished; a larger budget goes on with it"
+    Progress(config.logging, title=title, run_dir=storage.plain(run_dir)).summary(found)
+    return found
 
 
 # ==== before anything is started ===============================================================================
@@ -163,70 +162,35 @@ def new_run(
     plan_ = prepare(agent, env, policy, run_dir, oracle, dict(given))
     named = bool(run_dir or given.get("run_dir"))
     if named:
-        _refuse_old(plan_.config.run_dir)
+        refuse_old(plan_.config.run_dir)
     validate(plan_)
-    mine = storage.take(plan_.config.run_dir) if named else str(_new_folder(Path(plan_.config.run_dir)))
+    if named:
+        set_aside(plan_.config.run_dir)
+    mine = storage.take(plan_.config.run_dir) if named else new_folder(plan_.config.run_dir)
     plan_ = replace(plan_, config=replace(plan_.config, run_dir=mine))
     custom = {
         "world": None if isinstance(env, str) else plan_.world,
         "agent": None if isinstance(agent, str) else plan_.agent,
         "oracle": plan_.oracle,
     }
-    with _released_on_error(mine):
+    with released_on_error(mine):
         if storage.in_bucket(mine):
-            _refuse_old(mine)  # somebody may have been faster
+            refuse_old(mine)  # somebody may have been faster
         folder = storage.folder_of(mine)
         folder.mkdir(parents=True, exist_ok=True)
         if any(value is not None for value in custom.values()):
             (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
         if storage.in_bucket(mine):
             (folder / POLICY_NAME).write_text(str(policy or given.get("policy") or ""))
-        _write_config(plan_.config)
+        write_config(plan_.config)
         storage.publish_all(mine)
     return plan_
-
-
-def _refuse_old(run_dir: str) -> None:
-    if storage.holds(run_dir, CONFIG):
-        where = storage.plain(run_dir)
-        raise ConfigError(
-            f"run_dir={where!r} already holds a run. `rayalign resume {where}` goes on with it; for a new run "
-            "choose another run_dir."
-        )
-
-
-@contextmanager
-def _released_on_error(run_dir: str) -> Iterator[None]:
-    """Whoever took `run_dir` and fails gives it back."""
-    try:
-        yield
-    except BaseException:
-        storage.release(run_dir)
-        raise
-
-
-def _write_config(config: RunConfig) -> None:
-    folder = storage.folder_of(config.run_dir)
-    (folder / CONFIG).write_text(settings.to_yaml(replace(config, run_dir=storage.plain(config.run_dir))))
-    code_version.record(folder)
-
-
-def _new_folder(folder: Path) -> Path:
-    """Make `folder`; with a number behind its name where an equal run began in the same second, in any process."""
-    number, free = 1, folder
-    while True:
-        try:
-            free.mkdir(parents=True)
-            return free
-        except FileExistsError:
-            number += 1
-            free = folder.with_name(f"{folder.name}-{number}")
 
 
 def old_run(run_dir: str | Path, **overrides: Any) -> Plan | Result:
     """The checked plan of `resume`, or the result where nothing is left to do."""
     mine = storage.resume(run_dir, CONFIG)
-    with _released_on_error(mine):
+    with released_on_error(mine):
         found = _old_run(mine, **overrides)
     if isinstance(found, Result):
         storage.release(mine)
@@ -243,29 +207,26 @@ def _old_run(run_dir: str, **overrides: Any) -> Plan | Result:
         )
     given = settings.flatten(overrides)
     changed = settings.apply(config, {"loop.budget" if k == "budget" else k: v for k, v in given.items()})
-    # A service may have moved; any other target is another oracle.
-    free = (*FREE_TO_CHANGE, "oracle.target") if config.oracle.kind == "http" else FREE_TO_CHANGE
-    forbidden = [line for line in settings.diff(config, changed) if not line.startswith(free)]
-    if forbidden:
-        raise ConfigError(
-            f"resume can't change what the labels in {where} were bought for: {'; '.join(forbidden)}. Resume without "
-            "these settings, or start a new run in another run_dir."
-        )
+    check_changes(config, changed, where)
+    if (folder / "ledger.arrow").exists():
+        with Ledger(folder / "ledger.arrow", read_only=True) as ledger:
+            check_budget(config, changed, ledger, where)
     config = replace(changed, run_dir=storage.absolute(run_dir))
     if (folder / "result.json").exists():
         result = Result.load(folder)
         if config.loop.budget <= result.labels_spent:
             storage.gathered(run_dir)
             return result
-        (folder / "result.json").unlink()
-    (folder / ALLOWED).unlink(missing_ok=True)  # who guided it may be gone, and would not let it on
     world = stored.world()
     if (folder / POLICY_NAME).exists() and not Path(config.policy).is_dir():  # another machine
         policy = (folder / POLICY_NAME).read_text() or world.default_policy() or config.policy
         config = replace(config, policy=str(resolve_policy(policy)))
     plan_ = Plan(config=config, world=world, agent=type(stored.agent)(config.agent), oracle=stored.oracle)
-    _write_config(config)
     validate(plan_)
+    (folder / ALLOWED).unlink(missing_ok=True)  # who guided it may be gone, and would not let it on
+    for stale in ("result.json", FAILED_START):
+        (folder / stale).unlink(missing_ok=True)
+    write_config(config)
     storage.publish(run_dir, CONFIG, code_version.NAME, "result.json")
     return plan_
 
@@ -303,9 +264,7 @@ def prepare(
         raise ConfigError(
             f"policy is not set, and {config.env} has no policy of its own; name a Hugging Face directory or id."
         )
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    default = f"runs/{name}-{world.id.split('/')[-1]}-seed{config.loop.seed}-{stamp}"
-    folder = storage.absolute(run_dir or config.run_dir or default)
+    folder = storage.absolute(run_dir or config.run_dir or default_name(config))
     config = replace(config, policy=str(resolve_policy(policy)), run_dir=folder)
     return Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
@@ -354,6 +313,11 @@ def validate(plan_: Plan) -> None:
     config, world = plan_.config, plan_.world
     if storage.in_bucket(config.run_dir):
         _check_bucket_run(config)
+    if config.rollout.vllm.transport != "object_store":
+        raise ConfigError(
+            f"rollout.vllm.transport={config.rollout.vllm.transport!r} is for learners of your own, which send with "
+            "RolloutPool.native_client; the learner of a run sends through Ray's object store. Leave it out."
+        )
     validate_learner(config.learner, config.policy)
     validate_logging(config.logging)
     encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
@@ -399,6 +363,7 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
     apps = [f"{kind}-{os.getpid()}-{time.time_ns()}" for kind in ("oracle", "evaluation")]
     with ExitStack() as stack:
         stack.callback(storage.release, run_dir)
+        stack.enter_context(_explained(run_dir))
         title = f"{plan_.config.agent_name} on {plan_.config.env}"
         progress = Progress(plan_.config.logging, title=title, run_dir=storage.plain(run_dir))
         stack.callback(progress.close)
@@ -449,6 +414,20 @@ def execute(plan_: Plan, on_start: Callable[[CollectorClient], None] | None = No
         if storage.in_bucket(run_dir):
             print(f"everything is in {storage.plain(run_dir)}, and here a copy", file=sys.stderr, flush=True)
         return result
+
+
+@contextmanager
+def _explained(run_dir: str) -> Iterator[None]:
+    """Whoever breaks the run off learns how it goes on; where there is nothing to go on with, its name is free."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        where = storage.plain(run_dir)
+        print(f"interrupted: nothing bought is lost, `rayalign resume {where}` goes on", file=sys.stderr, flush=True)
+        raise
+    except Exception as error:
+        note_failed_start(run_dir, error)
+        raise
 
 
 def _start_oracles(asked: _Asked, judging: _Asked | None, apps: Sequence[str], run_dir: str) -> None:
@@ -517,7 +496,8 @@ def wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, A
 def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
     """Write what a run leaves behind: preferences, result, report."""
     folder = storage.gathered(config.run_dir)
-    Ledger(folder / "ledger.arrow", read_only=True).export(folder / "preferences")
+    chat = speaks_chat(config.policy, config.rollout.chat)
+    Ledger(folder / "ledger.arrow", read_only=True).export(folder / "preferences", chat)
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     result = Result(

@@ -44,6 +44,8 @@ class Progress:
         self._live: Live | None = None
         self._last_line = -float("inf")
         self._lock = threading.Lock()
+        if self._mode == "plain":
+            self._console.print(f"{title}: {run_dir}", highlight=False, markup=False, soft_wrap=True)
 
     def update(self, status: Mapping[str, Any]) -> None:
         """Take in a snapshot, and show it if it is time to."""
@@ -207,6 +209,11 @@ class ProgressState:
                 f"{n} {learner[f'learner/{n}']:.4g}"
                 for n in ("loss", "accuracy", "margin")
                 if f"learner/{n}" in learner
+            ]
+            known += [
+                f"{name.removeprefix('learner/seconds/')} {value:.2f} s"
+                for name, value in learner.items()
+                if name.startswith("learner/seconds/")
             ]
             facts.add_row("learner", "  ".join(known) or f"{len(learner)} numbers")
         if "staleness" in self.status:

@@ -42,7 +42,7 @@ from rayalign.progress import Progress
 from rayalign.replay_feed import LedgerBatches, ReplayConfig, ReplayFeed
 from rayalign.report import write_report
 from rayalign.result import Result
-from rayalign.rollout.encode import PromptEncoder, load_tokenizer
+from rayalign.rollout.encode import PromptEncoder, load_tokenizer, speaks_chat
 from rayalign.run_config import RunConfig
 from rayalign.run_record import CONFIG, REPLAY
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
@@ -180,7 +180,7 @@ def _prepare(
     if not policy:
         raise ConfigError("policy is not set, and no config.yaml lies beside the ledger; name the initial policy.")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(run_dir or f"runs/{config.agent_name}-replay-seed{config.loop.seed}-{stamp}").absolute()
+    folder = Path(storage.absolute(run_dir or f"runs/{config.agent_name}-replay-seed{config.loop.seed}-{stamp}"))
     config = replace(
         config,
         policy=str(resolve_policy(policy)),
@@ -367,7 +367,7 @@ def _start_feed(plan_: _Plan, config: RunConfig, judge: Oracle | None) -> Collec
 def _finish(plan_: _Plan) -> Result:
     folder = Path(plan_.config.run_dir)
     with Ledger(plan_.replay.ledger, read_only=True) as ledger:
-        ledger.export(folder / "preferences")
+        ledger.export(folder / "preferences", speaks_chat(plan_.config.policy, plan_.config.rollout.chat))
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     result = Result(

@@ -31,6 +31,7 @@ from rayalign.ledger import Ledger
 from rayalign.logs import read_evaluations
 from rayalign.many import group_of, how_many_fit
 from rayalign.result import Result
+from rayalign.resumable import FREE_TO_CHANGE
 from rayalign.run_record import CONFIG
 from rayalign.shared_budget import create, inherited_labels
 
@@ -232,7 +233,7 @@ class RunTrainable(tune.Trainable):
         if isinstance(found, Result):
             return True
         changes = diff(found.config, self._plan(run_dir).config)
-        return all(line.startswith(loop.FREE_TO_CHANGE) for line in changes)
+        return all(line.startswith(FREE_TO_CHANGE) for line in changes)
 
     def _start(self) -> Path:
         """The run directory, with the run going on in it unless it is finished."""

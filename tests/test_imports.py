@@ -29,7 +29,7 @@ ORDER = """
     scoring
     serve
     metrics evaluate logs result run_record plots standings report progress
-    run_config stored_run agent_state resources placement recipe
+    run_config run_dirs resumable stored_run agent_state resources placement recipe
     heldout engines train_batches duel_statistics collector online collector_client
     loop branch guided many example comparison tune search_results memory calibration estimate
     replay_feed replay_run model_card export_run aligned answers harness serving

@@ -45,6 +45,20 @@ def test_a_resumed_run_measures_its_own_rate() -> None:
     assert state.eta_s() == pytest.approx(40.0)
 
 
+def test_a_plain_display_says_first_where_the_run_is() -> None:
+    console = screen()
+    Progress(LoggingConfig(progress="plain"), title="sea on Haiku", run_dir="runs/mine", console=console)
+    assert text_of(console) == "sea on Haiku: runs/mine\n"
+
+
+def test_the_panel_says_what_the_learner_spends_its_time_on() -> None:
+    state = ProgressState(title="t", run_dir="r")
+    state.update(snapshot(1, **{"learner/loss": 0.5, "learner/seconds/learn": 0.25, "seconds/generate": 2.0}), now=0.0)
+    console = screen()
+    console.print(state.panel())
+    assert "loss 0.5  learn 0.25 s" in text_of(console)
+
+
 def test_the_line_says_where_the_run_stands() -> None:
     state = ProgressState(title="t", run_dir="r")
     state.update(snapshot(1, win_rate=0.4), now=0.0)
@@ -72,9 +86,9 @@ def test_the_plain_display_prints_a_line_now_and_then_and_at_each_new_phase() ->
         display.update(snapshot(batch))
     display.update(snapshot(20, phase="finishing"))
     lines = text_of(console).splitlines()
-    assert len(lines) == 2
-    assert "collecting: 0/1000" in lines[0]
-    assert "finishing: 2000/1000" in lines[1]
+    assert len(lines) == 3
+    assert "collecting: 0/1000" in lines[1]
+    assert "finishing: 2000/1000" in lines[2]
 
 
 def test_the_live_display_shows_labels_win_rate_stages_and_staleness() -> None:

@@ -43,7 +43,7 @@ Staleness = Annotated[
 
 
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A mistake in the input is told without a traceback, exit code 2; an interrupt says how to go on."""
+    """A mistake in the input is told without a traceback, exit code 2; so is an interrupt, 130."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -53,8 +53,7 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            note = "interrupted: nothing that was bought is lost, `rayalign resume RUN_DIR` goes on"
-            Console(stderr=True).print(note, style="yellow")
+            Console(stderr=True).print("interrupted", style="yellow")
             raise typer.Exit(130) from None
 
     return guarded

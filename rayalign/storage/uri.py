@@ -25,6 +25,8 @@ OPTIONS = {
 """Scheme -> what may stand behind the question mark."""
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, GCS_RETRY_S = 10.0, 60.0, 60
 _ANY_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_PACKAGES = "working_dir_files"
+"""Part of the path of every copy that Ray makes of a job's working directory."""
 _SQUEEZED = re.compile(r"^(s3|gs|gcs):/[^/]")
 
 
@@ -120,10 +122,15 @@ def in_bucket(run_dir: str | Path) -> bool:
 
 
 def absolute(run_dir: str | Path) -> str:
-    """A URI as it is; an absolute path for everything else, `file:///path` included."""
+    """A URI as it is; an absolute path for everything else, `file:///path` included.
+
+    A relative path is one below the working directory, but in a Ray job below the home directory: there the working
+    directory is Ray's copy of what was submitted, which goes when the job is over.
+    """
     if in_bucket(run_dir):
         return str(Uri.parse(str(run_dir)))
-    return str(Path(str(run_dir).removeprefix("file://")).absolute())
+    here = Path.cwd()
+    return str((Path.home() if _PACKAGES in here.parts else here) / str(run_dir).removeprefix("file://"))
 
 
 def join(run_dir: str | Path, name: str) -> str:

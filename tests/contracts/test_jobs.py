@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from rayalign.cache import cache_root
 from rayalign.result import Result
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +32,13 @@ def free_ports(count):
 
 
 @pytest.fixture
-def head():
+def head(tmp_path):
     """A head node of its own, which asks for a token; yields the environment and the address of its dashboard."""
     port, dashboard, client, agent = free_ports(4)  # the usual ones belong to a cluster that may run already
     folder = tempfile.mkdtemp(prefix="ray-")  # short: the path of a socket has 107 characters at most
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path / "home")}
+    environment.setdefault("RAYALIGN_CACHE", str(cache_root()))  # else it is below the home
     environment.pop("RAY_ADDRESS", None)
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
@@ -46,13 +48,12 @@ def head():
     try:
         yield environment, f"http://127.0.0.1:{dashboard}"
     finally:
-        node.send_signal(signal.SIGTERM)
-        try:
-            node.wait(60)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(node.pid, signal.SIGKILL)
-            shutil.rmtree(folder, ignore_errors=True)
+        everybody = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        for process in everybody:  # asked to end, a node first waits half a minute for its own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everybody, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(environment, address, arguments, timeout_s=90):
@@ -72,9 +73,11 @@ def test_a_tuned_example_runs_as_a_ray_job(head, tmp_path):
     environment, address = head
     shutil.copytree(ROOT / "tuned_examples", tmp_path / "work" / "tuned_examples")
     arguments = ["--working-dir", tmp_path / "work", "--", sys.executable, "tuned_examples/passive_tinyworld.py"]
-    arguments += ["--budget", "48", "--run-dir", tmp_path / "run"]
+    arguments += ["--budget", "48"]
     arguments += ["--set", "evaluation.num_prompts=20", "--set", "loop.batch_size=16"]
     job = submit(environment, address, arguments)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-1000:]
     assert "succeeded" in job.stdout
-    assert Result.load(tmp_path / "run").labels_spent == 48
+    (run_dir,) = (tmp_path / "home" / "runs").iterdir()  # not in Ray's copy of the working directory, which goes
+    assert f"rayalign/TinyWorld-v0: {run_dir}" in job.stdout
+    assert Result.load(run_dir).labels_spent == 48

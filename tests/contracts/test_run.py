@@ -68,8 +68,14 @@ def test_ctrl_c_after_a_run_is_pythons_own_again(finished):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_finished_run_is_read_back_and_not_run_again(finished):
-    assert rayalign.resume(finished.path) == finished
+def test_a_finished_run_is_read_back_and_not_run_again(finished, capsys):
+    config = (finished.path / "config.yaml").read_text()
+    (finished.path / "config.yaml").write_text(config.replace("progress: 'off'", "progress: plain"))
+    try:
+        assert rayalign.resume(finished.path) == finished
+    finally:
+        (finished.path / "config.yaml").write_text(config)
+    assert "is finished; a larger budget goes on with it" in capsys.readouterr().out
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(small_run):
@@ -105,6 +111,14 @@ def test_a_run_directory_that_holds_a_run_is_refused(finished, small_run):
 def test_resume_refuses_settings_that_change_what_the_labels_mean(finished, setting, value):
     with pytest.raises(ConfigError, match=rf"bought for: {re.escape(setting)}"):
         rayalign.resume(finished.path, **{setting: value})
+
+
+def test_a_rejected_resume_leaves_a_finished_run_finished(finished):
+    config, result = ((finished.path / name).read_text() for name in ("config.yaml", "result.json"))
+    with pytest.raises(ConfigError, match=r"rollout\.vllm\.transport='nccl' is for learners of your own"):
+        rayalign.resume(finished.path, budget=30, **{"rollout.vllm.transport": "nccl"})
+    assert (finished.path / "config.yaml").read_text() == config
+    assert (finished.path / "result.json").read_text() == result
 
 
 def test_the_report_is_one_file_that_needs_no_network(finished):
