@@ -21,8 +21,9 @@ from rayalign.config import read_yaml
 from rayalign.errors import ConfigError, DataError
 from rayalign.ledger import Ledger
 from rayalign.models import hub_id
+from rayalign.preference_export import export_preferences
 from rayalign.result import Result
-from rayalign.rollout.encode import load_tokenizer, speaks_chat
+from rayalign.rollout.encode import load_tokenizer
 from rayalign.run_record import REPLAY, RunRecord
 from rayalign.stored_run import StoredRun
 
@@ -63,15 +64,16 @@ def export(
             f"--adapter: {str(run_dir)!r} trained all weights (learner.lora.rank=0): there is no adapter. Leave it out."
         )
     base = base_model or hub_id(stored.config.policy)
-    if conversational is None:
-        conversational = speaks_chat(result.checkpoint, stored.config.rollout.chat)
+    chat = stored.config.rollout.chat
+    if conversational is not None:
+        chat = "always" if conversational else "never"
 
     def build(folder: Path) -> None:
         if adapter:
             _copy_adapter(result.checkpoint, folder, base)
         else:
             shutil.copytree(result.checkpoint, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
-        rows, price = _preferences(stored, folder / "preferences", conversational)
+        rows, price, conversational = _preferences(stored, folder / "preferences", result.checkpoint, chat)
         write_card(
             folder,
             record,
@@ -100,8 +102,8 @@ def _copy_adapter(checkpoint: Path, folder: Path, base: str | None) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}, indent=2))
 
 
-def _preferences(stored: StoredRun, folder: Path, conversational: bool) -> tuple[int, float | None]:
-    """Write the dataset; returns its rows, and what the labels cost where the run paid for them itself."""
+def _preferences(stored: StoredRun, folder: Path, policy: Path, chat: str) -> tuple[int, float | None, bool]:
+    """Write the dataset; returns its rows, what the labels cost where the run paid for them itself, and its format."""
     import pyarrow.parquet as parquet
 
     source = stored.path / "ledger.arrow"
@@ -109,8 +111,8 @@ def _preferences(stored: StoredRun, folder: Path, conversational: bool) -> tuple
         source = Path(read_yaml((stored.path / REPLAY).read_text())["ledger"])
     if not source.exists():
         raise DataError(f"the labels of {str(stored.path)!r} are not where they were: {source} does not exist.")
+    conversational = export_preferences(source, folder, policy, chat)
     with Ledger(source, read_only=True) as ledger:
-        ledger.export(folder, conversational)
         price = None if stored.is_replay else ledger.price
     table = parquet.read_metadata(folder / "preferences.parquet")
     (folder / "README.md").write_text(
@@ -119,7 +121,7 @@ def _preferences(stored: StoredRun, folder: Path, conversational: bool) -> tuple
         "`prompt`, `chosen`, `rejected`. `source` says whether an oracle was paid for the label or the agent gave it "
         "itself (`synthetic`); `probability` is what the oracle said that the first of the two shown would win.\n"
     )
-    return table.num_rows, price
+    return table.num_rows, price, conversational
 
 
 def check_loads(folder: Path, base: str | None = None) -> None:

@@ -39,7 +39,7 @@ import pyarrow as pa
 from rayalign.arrow_log import ArrowLog
 from rayalign.errors import LedgerError
 from rayalign.ledger_rows import SCHEMA, Event, content_columns, duels_of, from_json, record_batch, to_json
-from rayalign.preference_table import preference_batches, table_schema, write_preferences
+from rayalign.preference_table import Between, preference_batches, table_schema, write_preferences
 from rayalign.types import Duel, LabelSource, Preference, Verdict
 
 _REQUESTED, _SYNTHETIC, _ANSWERED, _FAILED = range(4)
@@ -419,9 +419,12 @@ class Ledger:
             preference_batches(self.labelled_rows(), conversational), table_schema(conversational)
         )
 
-    def export(self, folder: str | Path, conversational: bool = False) -> Path:
-        """The same as a Parquet file in `folder`, which `datasets.load_dataset(folder)` reads. Returns `folder`."""
-        return write_preferences(self.labelled_rows(), Path(folder), conversational)
+    def export(self, folder: str | Path, conversational: bool = False, between: Between | None = None) -> Path:
+        """The same as a Parquet file in `folder`, which `datasets.load_dataset(folder)` reads. Returns `folder`.
+
+        For `between` see `preference_table`.
+        """
+        return write_preferences(self.labelled_rows(), Path(folder), conversational, between)
 
     # -- inside -------------------------------------------------------------------------------------------------
     def _append(self, columns: Mapping[str, Any], num_rows: int) -> None:
@@ -458,9 +461,3 @@ class Ledger:
     def _probability(self, row: int) -> float | None:
         probability = self._index.probabilities[row]
         return None if math.isnan(probability) else probability
-
-
-def export_preferences(ledger: str | Path, folder: str | Path, conversational: bool = False) -> Path:
-    """`Ledger.export` of a file that somebody else may still be writing."""
-    with Ledger(ledger, read_only=True) as opened:
-        return opened.export(folder, conversational)

@@ -49,12 +49,13 @@ from rayalign.logs import read_evaluations
 from rayalign.logs import validate as validate_logging
 from rayalign.models import resolve_policy
 from rayalign.online import OnlineCollector, check_online
+from rayalign.preference_export import export_preferences
 from rayalign.progress import Progress
 from rayalign.report import write_report
 from rayalign.resources import beside_group, check_nodes, plan, shares
 from rayalign.result import Result
 from rayalign.resumable import check_budget, check_changes
-from rayalign.rollout.encode import PromptEncoder, speaks_chat
+from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.replica import engine_name
 from rayalign.run_config import RunConfig
 from rayalign.run_dirs import (
@@ -496,8 +497,7 @@ def wait_until_done(collector: CollectorClient, timeout_s: float) -> dict[str, A
 def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
     """Write what a run leaves behind: preferences, result, report."""
     folder = storage.gathered(config.run_dir)
-    chat = speaks_chat(config.policy, config.rollout.chat)
-    Ledger(folder / "ledger.arrow", read_only=True).export(folder / "preferences", chat)
+    export_preferences(folder / "ledger.arrow", folder / "preferences", config.policy, config.rollout.chat)
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     result = Result(

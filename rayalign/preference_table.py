@@ -8,7 +8,7 @@ are left out; the ledger keeps them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ from rayalign.types import LabelSource
 
 LabelledRows = tuple[pa.RecordBatch, np.ndarray, np.ndarray, np.ndarray]
 """Stored rows, their labels, probabilities (NaN where there is none) and whether they are synthetic."""
+
+Between = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]], Sequence[str]], list[str]]
+"""From the tokens of prompts and of responses, and the responses' texts, to what stands between the two in a text."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _ROWS_PER_GROUP = 8192
@@ -48,8 +51,10 @@ def table_schema(conversational: bool = False) -> pa.Schema:
     )
 
 
-def preference_batches(rows: Iterable[LabelledRows], conversational: bool = False) -> Iterator[pa.RecordBatch]:
-    """One record batch of `table_schema` per message of the ledger."""
+def preference_batches(
+    rows: Iterable[LabelledRows], conversational: bool = False, between: Between | None = None
+) -> Iterator[pa.RecordBatch]:
+    """One record batch of `table_schema` per message of the ledger; see `write_preferences`."""
     schema = table_schema(conversational)
     for stored, labels, probabilities, synthetic in rows:
         kept = np.flatnonzero(labels != 0.5)
@@ -68,6 +73,10 @@ def preference_batches(rows: Iterable[LabelledRows], conversational: bool = Fals
         chosen, rejected = of("text")
         chosen_source, rejected_source = of("source")
         versions = stored.column("first_policy_version"), stored.column("second_policy_version")
+        if between is not None and not conversational:
+            prompt_ids, ids = stored.column("prompt_token_ids").to_pylist(), of("token_ids")
+            chosen = _joined(between, prompt_ids, ids[0], chosen)
+            rejected = _joined(between, prompt_ids, ids[1], rejected)
         if conversational:
             prompt = _as_prompts(prompt.to_pylist(), stored.column("prompt_meta").to_pylist())
             chosen, rejected = _as_answers(chosen), _as_answers(rejected)
@@ -90,13 +99,18 @@ def preference_batches(rows: Iterable[LabelledRows], conversational: bool = Fals
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def write_preferences(rows: Iterable[LabelledRows], folder: Path, conversational: bool = False) -> Path:
-    """`folder/preferences.parquet`, replaced whole or not at all; read it with `datasets.load_dataset(folder)`."""
+def write_preferences(
+    rows: Iterable[LabelledRows], folder: Path, conversational: bool = False, between: Between | None = None
+) -> Path:
+    """`folder/preferences.parquet`, replaced whole or not at all; read it with `datasets.load_dataset(folder)`.
+
+    `between` puts a text before each response of the standard format, whose readers join it to the prompt.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     partial, schema = folder / ".preferences.partial", table_schema(conversational)
     with pq.ParquetWriter(partial, schema) as writer:
         waiting: list[pa.RecordBatch] = []
-        for batch in preference_batches(rows, conversational):
+        for batch in preference_batches(rows, conversational, between):
             waiting.append(batch)
             if sum(b.num_rows for b in waiting) >= _ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_batches(waiting, schema))
@@ -105,6 +119,11 @@ def write_preferences(rows: Iterable[LabelledRows], folder: Path, conversational
             writer.write_table(pa.Table.from_batches(waiting, schema))
     os.replace(partial, folder / "preferences.parquet")
     return folder
+
+
+def _joined(between: Between, prompt_ids: list[list[int]], ids: pa.Array, texts: pa.Array) -> pa.Array:
+    joints = between(prompt_ids, ids.to_pylist(), texts.to_pylist())
+    return pc.binary_join_element_wise(pa.array(joints, pa.string()), texts, "")
 
 
 def _as_prompts(texts: list[str], metas: list[str | None]) -> pa.Array:

@@ -38,11 +38,12 @@ from rayalign.logs import read_evaluations
 from rayalign.logs import validate as validate_logging
 from rayalign.loop import cluster, fit, placed, takes_adapters, wait_until_done
 from rayalign.models import resolve_policy
+from rayalign.preference_export import export_preferences
 from rayalign.progress import Progress
 from rayalign.replay_feed import LedgerBatches, ReplayConfig, ReplayFeed
 from rayalign.report import write_report
 from rayalign.result import Result
-from rayalign.rollout.encode import PromptEncoder, load_tokenizer, speaks_chat
+from rayalign.rollout.encode import PromptEncoder, load_tokenizer
 from rayalign.run_config import RunConfig
 from rayalign.run_record import CONFIG, REPLAY
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
@@ -366,8 +367,8 @@ def _start_feed(plan_: _Plan, config: RunConfig, judge: Oracle | None) -> Collec
 
 def _finish(plan_: _Plan) -> Result:
     folder = Path(plan_.config.run_dir)
-    with Ledger(plan_.replay.ledger, read_only=True) as ledger:
-        ledger.export(folder / "preferences", speaks_chat(plan_.config.policy, plan_.config.rollout.chat))
+    policy, chat = plan_.config.policy, plan_.config.rollout.chat
+    export_preferences(plan_.replay.ledger, folder / "preferences", policy, chat)
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     result = Result(

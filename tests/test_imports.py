@@ -23,7 +23,7 @@ ORDER = """
     arrow_log ledger_rows preference_table ledger shared_budget
     claims
     env purchase storage
-    rollout models staleness stopwatch
+    rollout models preference_export staleness stopwatch
     agents
     learner
     scoring

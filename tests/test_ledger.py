@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rayalign.errors import LedgerError
-from rayalign.ledger import Ledger, export_preferences, fold
+from rayalign.ledger import Ledger, fold
 from rayalign.types import Candidate, Duel, LabelSource, Preference, Prompt, Verdict
 
 
@@ -311,7 +311,7 @@ def test_conversational_table_has_the_messages(path):
 def test_export_is_read_by_the_datasets_library(path, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     filled(path)
-    folder = export_preferences(path, tmp_path / "preferences")
+    folder = Ledger(path, read_only=True).export(tmp_path / "preferences")
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert {"prompt", "chosen", "rejected"} <= set(loaded.column_names)
     assert loaded[2]["chosen"] == "c second" and loaded[2]["rejected"] == "c first"
@@ -323,4 +323,4 @@ def test_an_empty_ledger_exports_an_empty_set(path, tmp_path):
     with Ledger(path) as ledger:
         assert ledger.to_preference_table().num_rows == 0
         assert math.isclose(ledger.price, 0)
-    assert (export_preferences(path, tmp_path / "out") / "preferences.parquet").exists()
+    assert (Ledger(path, read_only=True).export(tmp_path / "out") / "preferences.parquet").exists()

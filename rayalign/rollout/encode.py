@@ -76,11 +76,6 @@ def check_fits(prompt: Prompt, max_tokens: int, context: int | None) -> None:
         )
 
 
-def speaks_chat(policy_dir: str | Path, chat: str) -> bool:
-    """Whether plain prompts reach the policy through its chat template, as `rollout.chat` and its tokenizer say."""
-    return chat != "never" and bool(getattr(load_tokenizer(policy_dir), "chat_template", None))
-
-
 class PromptEncoder:
     """Fills in `Prompt.token_ids` with the policy's tokenizer.
 

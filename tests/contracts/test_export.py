@@ -74,6 +74,7 @@ def test_datasets_reads_the_preferences_of_the_ledger_as_texts_or_as_chat_messag
     messages = [
         tuple([{"role": role, "content": text}] for role, text in zip(roles, row, strict=True)) for row in texts
     ]
+    texts = [(prompt, f" {chosen}", f" {rejected}") for prompt, chosen, rejected in texts]  # its tokenizer has words
     in_chat = export(finished.path, tmp_path / "chat", conversational=True)
     for folder, expected in ((exported, texts), (in_chat, messages)):
         rows = datasets.load_dataset(str(folder / "preferences"), split="train")
