@@ -40,6 +40,8 @@ class LoggingConfig:
     """Display: `live`, `plain` (a line now and then), `off`, or `auto` (live on a terminal, else plain)."""
     progress_every_s: float = 15.0
     """Seconds between two lines of the plain display."""
+    report: bool = True
+    """Write plots and the HTML page when the run ends; `rayalign report RUN_DIR` writes them later, too."""
     wandb: bool = False
     """Also log to Weights & Biases (the `wandb` package has to be installed; its own variables configure it)."""
     wandb_project: str = "rayalign"

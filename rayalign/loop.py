@@ -512,6 +512,7 @@ def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
         online=dict(status.get("online", {})),
     )
     result.save()
-    write_report([folder])
+    if config.logging.report:
+        write_report([folder])
     storage.publish_all(config.run_dir)
     return result

@@ -343,7 +343,9 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=144, facecolor="white")
-        figure.set_layout_engine("none")  # where things are now is right for the page, too: half of drawing is saved
+    figure.set_layout_engine(
+        None
+    )  # where things are now is right for the page, too: more than half of drawing is saved
     return buffer.getvalue()
 
 

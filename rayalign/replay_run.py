@@ -382,5 +382,6 @@ def _finish(plan_: _Plan) -> Result:
         checkpoint=folder / "checkpoint",
     )
     result.save()
-    write_report([folder])
+    if plan_.config.logging.report:
+        write_report([folder])
     return result

@@ -6,6 +6,9 @@ with the `py_executable` of its runtime environment; that is this file, which as
 as the worker, and stays until the fork is gone. The workers are what they were: Ray's own, each a process that can be
 killed alone.
 
+Before that Ray starts a script that reads the runtime environment, and imports all of Ray for it. Where a test's own
+process starts the cluster, this file takes its place, too.
+
 Where a variable that is read on import has another value than in the nursery (`READ_ON_IMPORT`), the worker is a plain
 Python. `RAYALIGN_TESTS_FORK=0` makes all of them plain.
 """
@@ -26,6 +29,8 @@ import tempfile
 from pathlib import Path
 
 SOCKET = "RAYALIGN_TESTS_NURSERY"
+PLAIN = "-S -E"
+"""Options of a Python that imports nothing by itself."""
 PRELOADED = (  # what Ray and rayalign import, but not Ray: its core reads on import whose worker it is
     *("torch.distributed", "torch.export", "torch._dynamo", "torch.nn.parallel"),
     *("transformers.models.llama.modeling_llama", "datasets", "pandas", "pyarrow.dataset", "pyarrow.parquet"),
@@ -34,13 +39,18 @@ PRELOADED = (  # what Ray and rayalign import, but not Ray: its core reads on im
     "rayalign.rollout.transformers_engine",
 )
 READ_ON_IMPORT = ("CUDA_", "HF_", "PYTHON", "TORCH_", "TRANSFORMERS_")
+CONTEXT = {"--language": "", "--serialized-runtime-env-context": "{}"}
+"""What Ray tells its script."""
 READ_LATER = ("PYTHONBREAKPOINT",)  # Ray sets it in every worker; it is read when somebody calls breakpoint()
 
 
 # ==== in whoever calls `ray.init` ====================================================================================
 def with_fork(runtime_env):
-    """Ray calls this with the runtime environment of every `ray.init` (`RAY_RUNTIME_ENV_HOOK`)."""
-    return {"py_executable": f"{sys.executable} -S -E {__file__}", **(runtime_env or {})}
+    """Ray calls this with the runtime environment of every `ray.init` (`RAY_RUNTIME_ENV_HOOK`), before it starts."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = __file__  # which is joined to a folder, so that a whole path replaces it
+    return {"py_executable": f"{sys.executable} {PLAIN} {__file__}", **(runtime_env or {})}
 
 
 @contextlib.contextmanager
@@ -119,9 +129,27 @@ def worker(files, environment, folder, arguments):
 
 
 # ==== what Ray starts ================================================================================================
-def ask():
-    """A fork with this process's arguments, environment and files; then wait until it is gone."""
-    arguments = sys.argv[1:]
+def set_up(arguments):
+    """As Ray's own script does it, where the runtime environment is one of ours; else that script does it."""
+    mine, others = dict(CONTEXT), []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name in mine:
+            mine[name] = value
+        else:
+            others.append(argument)
+    context = json.loads(mine["--serialized-runtime-env-context"])
+    ours = mine["--language"] == "PYTHON" and str(context.get("py_executable")).endswith(f"{PLAIN} {__file__}")
+    if not ours or context["command_prefix"] or context["override_worker_entrypoint"]:
+        script = str(Path(others[0]).with_name("setup_worker.py"))
+        os.execv(sys.executable, [sys.executable, script, *arguments])
+    for name, value in context["env_vars"].items():
+        os.environ[name] = os.path.expandvars(value)
+    ask(others)
+
+
+def ask(arguments):
+    """A fork with these arguments and this process's environment and files; then wait until it is gone."""
     wanted = {"environment": dict(os.environ), "folder": os.getcwd(), "arguments": arguments}
     with contextlib.suppress(OSError, KeyError), socket.socket(socket.AF_UNIX) as nursery:
         nursery.connect(os.environ[SOCKET])
@@ -133,4 +161,9 @@ def ask():
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1:] == ["nursery"] else ask()
+    if sys.argv[1:] == ["nursery"]:
+        serve()
+    elif any(argument.startswith("--language=") for argument in sys.argv):
+        set_up(sys.argv[1:])
+    else:
+        ask(sys.argv[1:])

@@ -27,6 +27,7 @@ SMALL = {
     "evaluation.every": 16,
     "evaluation.against": "initial",
     "logging.progress": "off",
+    "logging.report": False,
 }
 """Settings that make a run of the tabular world last seconds. The engine is inside the collector: a process less."""
 WITH_ENGINE = SMALL | {"rollout.num_replicas": 1}

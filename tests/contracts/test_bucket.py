@@ -16,7 +16,7 @@ from rayalign.storage import fetched
 from rayalign.storage.log import recorded
 from rayalign.storage.objects import Bucket
 
-SETTINGS = {"budget": 24, "seed": 3, **SMALL}
+SETTINGS = {"budget": 24, "seed": 3, **SMALL, "logging.report": True}
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def test_labels_charged_are_rows_of_the_ledger_are_duels_that_two_people_voted_o
         "oracle.human.annotators_per_duel": 2,
         "oracle.human.undo_s": 0.0,
         "evaluation.every": 0,
+        "logging.report": True,
     }
     with answering(*(Annotator(name, port) for name in TOKENS)) as people:
         result = small_run(budget=12, max_staleness=0, **settings)

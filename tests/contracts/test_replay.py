@@ -33,7 +33,7 @@ def finished(cluster, tmp_path_factory):
 def again(finished, tmp_path_factory):
     """The same agent with the same settings, judged by the world."""
     folder = tmp_path_factory.mktemp("again") / "replay"
-    return replay(finished.path, oracle="world", run_dir=folder, **{"evaluation.every": 8})
+    return replay(finished.path, oracle="world", run_dir=folder, **{"evaluation.every": 8, "logging.report": True})
 
 
 def weights(result):

@@ -18,7 +18,8 @@ from rayalign.ledger import Ledger
 def finished(cluster, tmp_path_factory):
     """One finished run that several tests look at; its budget is no multiple of the batch."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return rayalign.run("passive", "rayalign/Tabular-v0", budget=22, seed=3, run_dir=folder, **WITH_ENGINE)
+    settings = WITH_ENGINE | {"logging.report": True}
+    return rayalign.run("passive", "rayalign/Tabular-v0", budget=22, seed=3, run_dir=folder, **settings)
 
 
 def test_labels_charged_equal_rows_labelled_equal_answers_given_equal_the_budget(finished):

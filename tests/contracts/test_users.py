@@ -135,6 +135,7 @@ def test_users_are_answered_and_what_they_choose_is_what_is_bought(small_run, tm
         "oracle.users.port": port,
         "oracle.users.tokens_file": str(tmp_path / "tokens"),
         "oracle.users.choose_within_s": 3.0,
+        "logging.report": True,
     }
     with chatting(*users.values()):
         result = small_run(budget=26, **settings)
@@ -167,7 +168,8 @@ def test_users_are_answered_and_what_they_choose_is_what_is_bought(small_run, tm
 
 def test_choices_outlive_the_collector_and_the_endpoint_and_sea_learns_from_them(small_run, tmp_path):
     port, run_dir = free_port(), tmp_path / "run"
-    killers = [Killer(run_dir, "ray::ServeReplica", labels=6), Killer(run_dir, "ray::OnlineCollector", labels=12)]
+    # The endpoint last: six labels are there before the driver has seen that all of Serve runs.
+    killers = [Killer(run_dir, "ray::OnlineCollector", labels=6), Killer(run_dir, "ray::ServeReplica", labels=12)]
     settings = {"oracle.users.port": port, "oracle.users.choose_within_s": 3.0, "agent.gamma_burn_in": 8, **SEA}
     documented = Documented(port)
     with chatting(*(User(port, context, truthful) for _ in range(3)), documented) as (*users, _):
