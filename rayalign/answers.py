@@ -92,7 +92,7 @@ def write_answers(
     aligned.check_best_of(best_of)
     rows = read_rows(prompts, format)
     speaker = _Speaker(aligned, best_of, temperature, seed)
-    speaker.check([_opening(row, format) for row in rows])
+    speaker.check([list(map(str, row["turns"])) if format == "mt_bench" else [_opening(row, format)] for row in rows])
     generator = name or aligned.name
     with ExitStack() as stack:
         if aligned.rollout.num_replicas:
@@ -175,11 +175,23 @@ class _Speaker:
             raise DataError("this policy has no chat template, so it can't be asked a second turn.")
         return self.encoder.encode(Prompt(id="question", text=readable_messages(messages), token_ids=(), meta=meta))
 
-    def check(self, openings: Sequence[str]) -> None:
-        """Every first question fits into the model."""
+    def check(self, conversations: Sequence[Sequence[str]]) -> None:
+        """All turns of every conversation fit into the model, whatever the answers in between will be."""
         context = context_length(self.aligned.policy)
-        for text in openings:
-            check_fits(self.encode([{"role": "user", "content": text}]), self.aligned.rollout.max_tokens, context)
+        rollout = self.aligned.rollout
+        for turns in conversations:
+            talk: Messages = [{"role": "user", "content": turns[0]}]
+            for turn in turns[1:]:
+                talk += [{"role": "assistant", "content": "."}, {"role": "user", "content": turn}]
+            prompt = self.encode(talk)
+            longest = len(prompt.token_ids) + (len(turns) - 1) * rollout.max_tokens
+            if longest > rollout.max_prompt_tokens:
+                raise ConfigError(
+                    f"rollout.max_prompt_tokens={rollout.max_prompt_tokens}: turn {len(turns)} of {turns[0][:40]!r} "
+                    f"can be {longest} tokens long with the answers before it. Set rollout.max_prompt_tokens={longest} "
+                    f"or a smaller rollout.max_tokens than {rollout.max_tokens}."
+                )
+            check_fits(prompt, len(turns) * rollout.max_tokens, context)
 
     def answers(self, talks: Sequence[Messages], temperatures: Sequence[float], turn: int) -> list[str]:
         """One answer to each conversation, all of a temperature in one request."""

@@ -38,6 +38,8 @@ BRANCH_MAY_CHANGE = (
 )  # fmt: skip
 """Settings in which a branch may differ from the run it is a copy of. AdamW's betas and weight decay are not among
 them: they come back with the optimizer's state."""
+BRANCH_KEEPS = ("agent.posterior.", "agent.features.", "agent.dropout.")
+"""Of the agent's settings those that its stored state was made with."""
 
 
 def identity(run_dir: Path) -> str:
@@ -103,11 +105,15 @@ def branch(folder: Path, config: RunConfig) -> None:
         )
     stored = settings.read_yaml((folder / CONFIG).read_text())
     before = settings.apply(RunConfig(agent=make_agent(stored["agent_name"]).config), stored, yaml_text=False)
-    forbidden = [line for line in settings.diff(before, config) if not line.startswith(BRANCH_MAY_CHANGE)]
+    forbidden = [
+        line
+        for line in settings.diff(before, config)
+        if not line.startswith(BRANCH_MAY_CHANGE) or line.startswith(BRANCH_KEEPS)
+    ]
     if forbidden:
         raise ConfigError(
             f"a run that goes on from a copy of another can't change {'; '.join(forbidden)}. Mutate other settings: "
-            f"{', '.join(BRANCH_MAY_CHANGE[len(FREE_TO_CHANGE) :])}."
+            f"{', '.join(BRANCH_MAY_CHANGE[len(FREE_TO_CHANGE) :])} (not {', '.join(BRANCH_KEEPS)})."
         )
     run_dir = Path(config.run_dir)
     building = run_dir.with_name(f".{run_dir.name}-{uuid.uuid4().hex[:8]}")

@@ -11,9 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
+from ray import cloudpickle
 
 from rayalign import loop, storage
 from rayalign.agents import agent_class
@@ -52,6 +55,8 @@ class Row:
     agent: str
     settings: Mapping[str, Any]
     """By dotted names, without seed."""
+    oracle: Any = None
+    """The example's own, where it has one: a function, or the name of a kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +143,7 @@ def compare(
         raise ConfigError(f"seeds={seeds!r} must be a number of at least 1, or seeds that differ.")
     common = {**merged(overrides), "logging.progress": "off"} | ({} if budget is None else {"loop.budget": budget})
     rows, env = _with_env(rows, env)
+    oracle = _one_oracle(rows, oracle)
     plans = {row.name: _plan(row, env, policy, oracle, common, chosen[0], world_per_seed) for row in rows}
     _check_fair(plans)
     spent = plans[first].config.loop.budget
@@ -209,7 +215,7 @@ def _row(name: str, what: str | Mapping[str, Any], changes: Sequence[tuple[str, 
     agent_class(agent)
     settings.pop("loop.seed", None)
     settings.pop("run_dir", None)
-    return Row(name=name, agent=agent, settings=settings)
+    return Row(name=name, agent=agent, oracle=settings.pop("oracle", None), settings=settings)
 
 
 def _with_env(rows: Sequence[Row], env: str | None) -> tuple[list[Row], str]:
@@ -219,9 +225,37 @@ def _with_env(rows: Sequence[Row], env: str | None) -> tuple[list[Row], str]:
     for name, other in named.items():
         if other != chosen:
             raise ConfigError(f"agents: the row {name!r} is set for env={other!r}, the others for {chosen!r}.")
-    return [
-        Row(name=r.name, agent=r.agent, settings={k: v for k, v in r.settings.items() if k != "env"}) for r in rows
-    ], chosen
+    return [replace(r, settings={k: v for k, v in r.settings.items() if k != "env"}) for r in rows], chosen
+
+
+def _one_oracle(rows: Sequence[Row], oracle: Any) -> Any:
+    """Who labels for all rows: what is asked for, else what an example names."""
+    named = {row.name: row.oracle for row in rows if row.oracle is not None}
+    chosen = next(iter(named.values()), None) if oracle is None else oracle
+    for name, other in named.items():
+        if _name_of(other) != _name_of(chosen):
+            raise ConfigError(
+                f"agents: the row {name!r} has an oracle of its own, {_name_of(other)}, and the others "
+                f"{_name_of(chosen)}: whoever labels is one for all."
+            )
+    return chosen
+
+
+def _read(text: str) -> Any:
+    """What a text on the command line means."""
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value  # YAML takes 1e-4 for a text
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _name_of(oracle: Any) -> str:
+    """Says which oracle it is, also of a function: equal code has equal names."""
+    if oracle is None or isinstance(oracle, str):
+        return repr(oracle)
+    name = f"{getattr(oracle, '__module__', '')}.{getattr(oracle, '__qualname__', type(oracle).__name__)}"
+    return f"{name}#{hashlib.sha256(cloudpickle.dumps(oracle)).hexdigest()[:8]}"
 
 
 def _settings(row: Row, common: Mapping[str, Any], seed: int, world_per_seed: bool) -> dict[str, Any]:
@@ -234,8 +268,11 @@ def _job(
 ) -> Job:
     settings = _settings(row, common, seed, per_seed)
     policy = settings.pop("policy", None) if policy is None else str(policy)
-    meant = {k: repr(v) for k, v in sorted(settings.items()) if k not in ("loop.seed", "env.seed", "logging.progress")}
-    digest = hashlib.sha256(json.dumps([row.agent, env, policy, per_seed, meant]).encode()).hexdigest()[:8]
+    # Typed or in Python, 0.2 is 0.2.
+    values = {k: _read(v) if isinstance(v, str) else v for k, v in sorted(settings.items())}
+    meant = {k: repr(v) for k, v in values.items() if k not in ("loop.seed", "env.seed", "logging.progress")}
+    told = [row.agent, env, policy, per_seed, meant, _name_of(oracle)]
+    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
     run_dir = folder / "runs" / f"{row.agent}-{digest}-seed{seed}"  # equal settings are one run, whatever the name
     return Job(folder=run_dir, agent=row.agent, env=env, policy=policy, oracle=oracle, settings=settings)
 

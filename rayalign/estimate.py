@@ -144,7 +144,8 @@ def tokens_of(
     prompt = float(np.mean(prompt_lengths))
     response = config.rollout.max_tokens if found is None else found.response_tokens
     samples = sum(proposal.n for proposal in agent.proposals() if proposal.source != "data")
-    answers = num_evaluations(config) * heldout * (1 + max(0, config.evaluation.best_of_n - 1))
+    picked_from = config.evaluation.best_of_n if config.evaluation.best_of_n > 1 else 0
+    answers = num_evaluations(config) * heldout * (1 + picked_from)
     pairs = batches * (size if found is None else found.duels)
     sides = 2 * pairs * (prompt + response)
     referred = sides if agent.needs_reference() else 0.0

@@ -195,13 +195,13 @@ def _one(job: Job, group: Sequence[Mapping[str, float]], board: Board, tell: Tel
         try:
             _drive(job, group, board, tell, stop)
             error = ""
+        except RayTaskError as failed:  # first: it is also of its cause's kind
+            cause = failed.cause
+            error = str(cause) if isinstance(cause, RayalignError) else f"{type(cause).__name__}: {cause}"
         except RayActorError as died:
             error = f"the driver's process died: {str(died).strip().splitlines()[-1]}"
             if again and not stop.is_set():
                 continue
-        except RayTaskError as failed:
-            cause = failed.cause
-            error = str(cause) if isinstance(cause, RayalignError) else f"{type(cause).__name__}: {cause}"
         except RayalignError as failed:
             error = str(failed)
         break
@@ -216,7 +216,12 @@ def _drive(job: Job, group: Sequence[Mapping[str, float]], board: Board, tell: T
     lent = placement_group([dict(bundle) for bundle in group if bundle], strategy="PACK")
     driver = None
     try:
-        if not lent.wait(PLACE_TIMEOUT_S):
+        deadline = time.monotonic() + PLACE_TIMEOUT_S
+        while not (there := lent.wait(POLL_S)) and time.monotonic() < deadline and not stop.is_set():
+            pass
+        if stop.is_set():
+            raise RayalignError("interrupted")
+        if not there:
             raise WaitError(f"waited {PLACE_TIMEOUT_S:.0f} s for {group} to be free on the cluster; others use it.")
         strategy = PlacementGroupSchedulingStrategy(lent, placement_group_capture_child_tasks=True)
         driver = ray.remote(Driver).options(num_cpus=0, max_concurrency=2, scheduling_strategy=strategy).remote()

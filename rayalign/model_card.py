@@ -29,10 +29,6 @@ READING = (
     "Held-out prompts are never among the training prompts. The interval is over prompts (Wilson) of this one run; "
     "other seeds may differ by more."
 )
-READING = (
-    "Held-out prompts are never among the training prompts. The interval is over prompts (Wilson) of this one run; "
-    "other seeds may differ by more."
-)
 OF_THE_MACHINE = ("run_dir", "logging.", "policy", "env_kwargs.", "agent_name", "env", "loop.budget", "loop.seed")
 """Settings that the command says in other words, or that change nothing about what comes out."""
 

@@ -33,7 +33,7 @@ FREE_TO_CHANGE = (
     *(f"loop.{name}" for name in _LOOP),
     *(f"{section}.{name}" for section in ("rollout", "scorer") for name in _POOL),
     *(f"learner.{name}" for name in _LEARNER),
-    *(f"oracle.{name}" for name in _ORACLE),
+    *(f"{section}.{name}" for section in ("oracle", "evaluation.oracle") for name in _ORACLE),
 )  # fmt: skip
 """Settings, or beginnings of their names, that may change between two parts of a run: where it computes, how long it
 waits, how much it may spend. None changes what was already bought means, or what is learned from it."""

@@ -26,13 +26,16 @@ def in_group() -> bool:
 
 
 def resources() -> dict[str, float]:
-    """What a run that is started here may use: its placement group, or the whole cluster."""
+    """What a run that is started here may use: its placement group, or the whole cluster.
+
+    The GPUs are the cluster's in either case: those of learner and oracle are none of the group's.
+    """
     if not in_group():
         return ray.cluster_resources()
     total: Counter[str] = Counter()
     for bundle in get_current_placement_group().bundle_specs:
         total.update(bundle)
-    return dict(total)
+    return {**total, "GPU": ray.cluster_resources().get("GPU", 0.0)}
 
 
 def outside(function: Callable[..., Any], *args: Any) -> Any:

@@ -107,15 +107,16 @@ def trainable(
     given = merged({**merged(base), **merged(fixed)})
     name, example_env = given.pop("agent"), given.pop("env", None)
     given.pop("run_dir", None)
+    own_oracle = given.pop("oracle", None)
     search = Search(
         agent=name,
         env=env or example_env or DEFAULT_ENV,
         fixed=given,
         policy=None if policy is None else str(policy),
-        oracle=oracle,
+        oracle=own_oracle if oracle is None else oracle,
         max_labels=max_labels,
         parallel=parallel,
-        folder=None if folder is None else str(Path(folder).absolute()),
+        folder=None if folder is None else storage.absolute(folder),
     )
     for key, value in (("max_labels", max_labels), ("parallel", parallel)):
         if value is not None and value < 1:

@@ -161,6 +161,13 @@ def test_mistakes_in_what_is_asked_for_are_told_and_nothing_is_overwritten(chat,
     assert out.read_text() == "mine"
 
 
+def test_a_later_turn_that_could_become_too_long_is_told_before_the_first_is_answered(chat, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "category": "math", "turns": ["w1", "w2"]}')
+    settings = HERE | {"rollout.max_prompt_tokens": 20, "rollout.max_tokens": 30}
+    with pytest.raises(ConfigError, match=r"turn 2 of 'w1' can be (\d+) tokens.*Set rollout\.max_prompt_tokens=\1"):
+        write_answers(chat, tmp_path / "q.jsonl", tmp_path / "out.jsonl", format="mt_bench", **settings)
+
+
 def test_a_second_turn_needs_a_chat_template(passive, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "category": "math", "turns": ["pick for c0", "c1"]}')
     with pytest.raises(DataError, match="no chat template"):

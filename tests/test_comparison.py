@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rayalign
-from rayalign.comparison import read_rows
+from rayalign.comparison import _job, _one_oracle, read_rows
 from rayalign.errors import ConfigError
 from rayalign.many import Job, group_of, how_many_fit, part_of_cluster
 
@@ -75,3 +75,30 @@ def test_as_many_runs_fit_side_by_side_as_their_reservations_allow(tmp_path: Pat
     assert 0.9 < sum(bundle.get("CPU", 0.0) for bundle in group) <= part_of_cluster({"CPU": 2.0}, 2)["CPU"] == 0.98
     with pytest.raises(ValueError, match="parallel=50 leaves each run a part of the cluster"):
         group_of(plan, {"CPU": 2.0}, 50)
+
+
+def folder_of(text: str, oracle: Any = None) -> Path:
+    (row,) = read_rows([text]) if isinstance(text, str) else text
+    return _job(row, "rayalign/Tabular-v0", None, oracle, {}, 0, False, Path("out")).folder
+
+
+def test_runs_are_told_apart_by_who_labels_and_not_by_how_a_number_is_written() -> None:
+    def mine(prompt: str, response: str) -> float:
+        return float(len(response))
+
+    def other(prompt: str, response: str) -> float:
+        return -float(len(response))
+
+    assert folder_of("sea:agent.beta=0.2") == folder_of("sea:agent.beta=2e-1") != folder_of("sea:agent.beta=0.3")
+    folders = [folder_of("sea", oracle) for oracle in (None, "human", mine, other)]
+    assert len(set(folders)) == 4 and folder_of("sea", mine) == folders[2]
+
+
+def test_an_example_brings_its_oracle_for_all_rows(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        code = f"def {name}(prompt, response):\n    return 1.0\n\nCONFIG = {{'agent': 'passive', 'oracle': {name}}}\n"
+        (tmp_path / f"{name}.py").write_text(code)
+    found = read_rows([str(tmp_path / "one.py"), "sea"])
+    assert _one_oracle(found, None).__name__ == "one"
+    with pytest.raises(ConfigError, match=r"row 'two' has an oracle of its own, .*two#.*whoever labels is one for all"):
+        _one_oracle(read_rows([str(tmp_path / "one.py"), str(tmp_path / "two.py")]), None)

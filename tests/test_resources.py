@@ -1,9 +1,11 @@
 """Placement: what does not fit is said before anything is started."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from rayalign import share
 from rayalign.agents.agent import Agent, Proposal
 from rayalign.config import apply
 from rayalign.errors import ConfigError, ResourceError
@@ -69,6 +71,19 @@ def test_what_an_agent_needs_beside_one_pool_is_planned_for():
     assert cpus["rollout.cpus_per_replica"] == 2 and cpus["scorer.cpus_per_replica"] == 1
     planned = plan(RunConfig(), Demanding(), {"CPU": 2.0})
     assert 1.9 < sum(s.processes * s.cpus for s in shares(planned, Demanding())) <= 2.0
+
+
+def test_a_run_in_a_group_has_the_gpus_that_learner_and_oracle_reserve_beside_it(monkeypatch):
+    config = apply(RunConfig(), {"rollout.gpus_per_replica": 1.0, "learner.gpus_per_worker": 1.0})
+    cluster = {"CPU": 64.0, "GPU": 8.0}
+    group = SimpleNamespace(bundle_specs=bundles(config, Agent(), cluster))
+    monkeypatch.setattr(share, "in_group", lambda: True)
+    monkeypatch.setattr(share, "get_current_placement_group", lambda: group)
+    monkeypatch.setattr(share.ray, "cluster_resources", lambda: cluster)
+    assert plan(config, Agent(), share.resources()) == config
+    monkeypatch.setattr(share.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 1.0})
+    with pytest.raises(ResourceError, match="asks for 2 GPUs, but the cluster has 1"):
+        plan(config, Agent(), share.resources())
 
 
 def test_bundles_of_a_group_hold_every_process_and_room_for_what_ray_places_beside_it():

@@ -116,10 +116,13 @@ def test_every_setting_that_resume_may_change_is_there():
         ("loop.gate_timeout_s", 7200.0),
         ("oracle.judge.price", 0.01),
         ("oracle.request_timeout_s", 99.0),
+        ("evaluation.oracle.judge.price", 0.01),
+        ("evaluation.oracle.request_timeout_s", 99.0),
     ],
 )
 def test_what_our_own_errors_advise_is_among_them(name, value):
-    check_changes(RunConfig(), changed(**{name: value}), "runs/mine")
+    before = changed(**{"evaluation.oracle.kind": "judge", "evaluation.oracle.target": "model"})
+    check_changes(before, settings.apply(before, {name: value}), "runs/mine")
 
 
 def test_what_changes_the_learning_is_done_by_a_replay():

@@ -125,6 +125,13 @@ def evaluate(
     settings = dict(read_changes(changes))
     if (harness is None) == (format is None):
         raise ConfigError("name one of --format (alpaca_eval, mt_bench; with --prompts) and --harness TASKS.")
+    ignored = {
+        "--best-of": best_of, "--temperature": temperature, "--name": name, "--seed": seed, "--prompts": prompts,
+    } if harness is not None else {"--limit": limit, "--include-path": include_path}  # fmt: skip
+    if unused := [option for option, value in ignored.items() if value]:
+        raise ConfigError(
+            f"{', '.join(unused)} means nothing with {'--harness' if harness else '--format'}; leave it out."
+        )
     if harness is not None:
         from rayalign.harness import run_harness
 

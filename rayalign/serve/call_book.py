@@ -100,7 +100,8 @@ class CallBook:
                 raise OracleError(
                     f"the judge has cost {self._spent} and another call costs {cost}, which is more than "
                     f"oracle.judge.max_spend={self.cap}. It was not made, and every answer so far is kept. To go on: "
-                    "rayalign resume RUN_DIR --set oracle.judge.max_spend=MORE (0: no cap)."
+                    "rayalign resume RUN_DIR --set oracle.judge.max_spend=MORE (0: no cap); with evaluation. in front "
+                    "if it is the evaluation's judge."
                 )
             self._write(
                 file, {"reserve": name, "duel": duel, "price": str(cost), "time": time.time()}, durable=cost > 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from ray import tune
 
 import rayalign
+from rayalign import storage
 from rayalign.cli import show_table
 from rayalign.loop import cluster
 from rayalign.search_results import SearchResults
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the search; the trials' is the example's")
     parser.add_argument("--folder", type=Path, default=Path("runs/search-sea-tinyworld"))
     options = parser.parse_args()
-    folder = options.folder.absolute()
+    folder = Path(storage.absolute(options.folder))  # in a Ray job below the home directory
 
     sea = rayalign.trainable(
         str(Path(__file__).parents[1] / "sea_tinyworld.py"),

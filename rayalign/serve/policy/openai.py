@@ -67,7 +67,7 @@ class Request(BaseModel):
     """Nucleus mass. Null: what the policy was trained with."""
     max_tokens: int | None = Field(None, ge=1)
     """Longest answer. Null: what the policy was trained with."""
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """The same seed, prompt and settings give the same answer, but for rounding."""
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     """An answer ends before the first of these texts."""
@@ -117,6 +117,10 @@ class TextPart(BaseModel):
     text: str
 
 
+SILENT = ("refusal", "annotations", "audio", "tool_calls", "function_call", "name")
+"""Fields of a message that may be there and empty."""
+
+
 class ChatMessage(BaseModel):
     """One turn of a conversation."""
 
@@ -126,6 +130,14 @@ class ChatMessage(BaseModel):
     content: str | list[TextPart]
     name: str | None = None
     """Not shown to the policy."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_client_has_it(cls, message: Any) -> Any:
+        """A reply that is sent back has fields that say nothing: no refusal, no tool was called."""
+        if not isinstance(message, dict):
+            return message
+        return {name: value for name, value in message.items() if value or name not in SILENT}
 
     def plain(self) -> dict[str, str]:
         """Role and content as chat templates take them."""

@@ -215,6 +215,7 @@ def test_a_policy_without_a_chat_template_takes_one_user_message_as_its_prompt(c
         ({"response_format": {"type": "json_object"}}, "response_format is not served"),
         ({"extra_body": {"temprature": 1}}, "Unrecognized request argument: temprature"),
         ({"temperature": 3}, "temperature: .*less than or equal to 2"),
+        ({"seed": 10**30}, "seed: .*less than"),
         ({"n": 0}, "n: .*greater than or equal to 1"),
         ({"n": 17}, "n=17 is more than this server's 16"),
         ({"max_tokens": 9}, "max_tokens=9 is more than this server's 8"),
@@ -231,6 +232,15 @@ def test_what_is_not_served_is_a_400_that_says_so(client, more, message):
     assert isinstance(error, openai.BadRequestError), error
     with pytest.raises(openai.BadRequestError, match=message):
         raise error
+
+
+def test_a_reply_can_be_sent_back_as_the_client_has_it(client):
+    """As everybody writes a conversation: `messages.append(reply.choices[0].message)`."""
+    ask = client()
+    (first,) = run(ask.chat.completions.create(**say("w1", temperature=0)))
+    messages = [*say("w1")["messages"], first.choices[0].message, *say("w2")["messages"]]
+    (second,) = run(ask.chat.completions.create(model="mine", messages=messages, temperature=0))
+    assert not isinstance(second, Exception) and texts(second)
 
 
 def test_values_that_ask_for_nothing_and_fields_that_concern_openai_alone_are_accepted(client):
