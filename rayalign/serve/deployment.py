@@ -43,6 +43,8 @@ CALLS_AT_ONCE = 64 * CALLS_GATHERED
 """Calls a replica holds, waiting or running; more wait at their callers."""
 WAIT_FOR_OTHERS_S = 0.02
 """Between two looks at what another replica, which is asking about the same duels, has answered."""
+AUTOSCALING = {"upscale_delay_s": 5.0, "downscale_delay_s": 60.0}
+"""Seconds that calls are too many, or too few, before the number of replicas follows. Serve counts every 10 s."""
 OVER_HTTP = "rayalign.serve.http.deployment:HttpDeployment"
 """The deployment of an oracle that other programs ask, too."""
 BROKEN_AFTER = 3
@@ -276,8 +278,7 @@ def build_app(
                 "min_replicas": config.num_replicas,
                 "max_replicas": config.max_replicas,
                 "target_ongoing_requests": config.target_ongoing,
-                "upscale_delay_s": 5.0,
-                "downscale_delay_s": 60.0,
+                **AUTOSCALING,
             }
         }
     folder = None if journal_dir is None else storage.absolute(journal_dir)

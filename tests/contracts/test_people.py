@@ -18,6 +18,7 @@ from rayalign.errors import ConfigError
 from rayalign.ledger import Ledger
 from rayalign.logs import read_timeline
 from rayalign.serve.config import OracleConfig
+from rayalign.serve.labelling.app import HEADERS
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.oracles import oracle_factory
@@ -234,6 +235,14 @@ def test_people_who_are_served_apart_label_a_run_and_judge_its_evaluation(small_
         answering(*(Annotator(name, port) for name in TOKENS)) as people,
     ):
         assert f"http://127.0.0.1:{port}/ - log in with a token from {tmp_path / 'tokens'}" in server.notice
+        for path, kind in (
+            ("/", "text/html"),
+            ("/static/page.css", "text/css"),
+            ("/static/page.js", "text/javascript"),
+        ):
+            reply = httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30)
+            assert reply.status_code == 200 and reply.headers["content-type"].split(";")[0] == kind
+            assert reply.headers.items() >= {name.lower(): value for name, value in HEADERS.items()}.items()
         asked = {"oracle.kind": "http", "oracle.target": server.url, "oracle.labels": "deterministic"}
         asked |= {f"evaluation.{name}": value for name, value in asked.items()}
         result = small_run(budget=8, max_staleness=1, **asked, **{"evaluation.every": 0, "evaluation.at_start": False})

@@ -88,7 +88,7 @@ def test_two_workers_give_the_curve_and_the_weights_of_one(start, batches, plain
         ray.get(actor.end_at.remote(3))
         assert trainer.fit().return_value["version"] == 3
         ray.get(actor.end_at.remote(5))
-        trainer, _, final = start(batches, actor=(actor, source), strategy=strategy, num_workers=2)
+        trainer, _, final = start(batches, actor=(actor, source), strategy=strategy, num_workers=2, offload=True)
     result = trainer.fit()
     seen = ray.get(actor.seen.remote())
     curve, weights = plain_curve

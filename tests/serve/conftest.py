@@ -1,89 +1,22 @@
-"""Tiny sequence classifiers with weights drawn from a seed: everything but the size is as in a real reward model."""
+"""The tiny models that judge, from `tiny_judges.py`."""
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
-
-WORDS = [f"w{i}" for i in range(40)]
-SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>", "[CLS]", "[SEP]"]
-TEMPLATE = (
-    "<bos> {% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
-    "{% if m['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
-)
-
-
-def _make_tokenizer(pad="<pad>", template=TEMPLATE):
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if template is None:
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 7), ("[CLS]", 6))
-    names = {"pad_token": pad} if pad else {}
-    names |= {"sep_token": "[SEP]"} if template is None else {}
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", cls_token="[CLS]", **names
-    )
-    fast.chat_template = template
-    return fast
-
-
-def _save_llama(folder, pad="<pad>", num_labels=1, kind=LlamaForSequenceClassification, **extra):
-    torch.manual_seed(0)
-    tokenizer = _make_tokenizer(pad)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.5, **extra}
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        num_labels=num_labels,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=1,
-        eos_token_id=2,
-        **sizes,
-    )
-    kind(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def _save_bert(folder, num_labels=1):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        num_labels=num_labels,
-        pad_token_id=0,
-        initializer_range=0.5,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    _make_tokenizer(template=None).save_pretrained(folder)
-    return str(folder)
+import tiny_judges
 
 
 @pytest.fixture(scope="session")
 def words():
     """What the tokenizers of the tiny models know."""
-    return WORDS
+    return tiny_judges.WORDS
 
 
 @pytest.fixture(scope="session")
 def save_llama():
     """Writes a decoder with a chat template into a folder and returns its name."""
-    return _save_llama
+    return tiny_judges.save_llama
 
 
 @pytest.fixture(scope="session")
 def save_bert():
     """Writes an encoder without a chat template into a folder and returns its name."""
-    return _save_bert
+    return tiny_judges.save_bert

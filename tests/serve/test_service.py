@@ -15,7 +15,7 @@ import ray
 from ray import cloudpickle, serve
 
 from rayalign.errors import DataError, OracleError, ResourceError, WaitError
-from rayalign.serve import OracleClient, OracleConfig, start_oracle, stop_oracle
+from rayalign.serve import OracleClient, OracleConfig, deployment, start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
 from rayalign.types import Candidate, Duel, Prompt, Verdict
 
@@ -396,9 +396,31 @@ def test_asking_a_service_that_does_not_run_is_an_error(running):
         quick.judge(make_duels(1))
 
 
-def test_replicas_scale_from_the_config(running):
-    config = OracleConfig(kind="function", cpus_per_replica=0.1, num_replicas=1, max_replicas=3, target_ongoing=2.0)
-    running(oracle_factory(config, custom=length), config)
-    options = serve.status().applications[running.name].deployments["oracle"]
-    assert sum(options.replica_states.values()) == 1
-    assert config.most_replicas == 3
+def test_replicas_are_added_up_to_max_replicas_while_callers_wait(running, tmp_path, monkeypatch):
+    hurried = {"upscale_delay_s": 0.1, "metrics_interval_s": 0.5}
+    monkeypatch.setattr(deployment, "AUTOSCALING", deployment.AUTOSCALING | hurried)
+    log, over = tmp_path / "log", threading.Event()
+    config = OracleConfig(kind="function", cpus_per_replica=0.1, max_replicas=2, target_ongoing=1.0, max_batch_size=1)
+    oracle = running(lambda: Recording(log, seconds=0.2), config)
+
+    def states():
+        return serve.status().applications[running.name].deployments["oracle"].replica_states
+
+    def ask(caller):
+        asked = 0
+        while not over.is_set():
+            oracle.judge(make_duels(1, offset=1_000 * caller + asked))
+            asked += 1
+        return asked
+
+    assert states() == {"RUNNING": 1}
+    deadline = time.monotonic() + 60
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, caller) for caller in range(8)]
+        try:
+            while len({line["pid"] for line in read_lines(log)}) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            over.set()
+    assert states() == {"RUNNING": 2} and len({line["pid"] for line in read_lines(log)}) == 2
+    assert sum(future.result() for future in asked) == len(journalled(running.folder))
