@@ -54,7 +54,7 @@ class JudgeConfig:
     calls_per_minute: float = 0.0
     """Calls begun per minute, per replica; 0 does not hold back."""
     timeout_s: float = 60.0
-    """Longest silence of the endpoint within a call, in seconds."""
+    """Longest silence of the endpoint within a call, in seconds; a whole call takes at most three times as long."""
     retries: int = 4
     """How often a question is asked again after a rate limit, a server error, a timeout or an unreadable verdict."""
     backoff_s: float = 0.5

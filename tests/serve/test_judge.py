@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 from chat_server import (
     CUT,
+    DRIP,
+    DRIP_HEADERS,
     GARBAGE,
     HANG,
     NOT_JSON,
@@ -155,6 +157,8 @@ TROUBLES = {
     "half closed": (CUT, "Connection error"),
     "no answer": (SLAM, "Connection error"),
     "timeout": (HANG, "timed out"),
+    "a drip": (DRIP, "the call timed out: not over after 0.9 s"),
+    "a drip of headers": (DRIP_HEADERS, "the call timed out"),
     "another token": (token("Both"), "unreadable verdict 'Both'"),
 }
 
@@ -178,6 +182,15 @@ def test_trouble_is_asked_again_and_if_it_stays_it_is_a_failure_and_never_a_labe
     billed = trouble not in ("rate limit", "server error", "bad gateway")
     assert good.price == (2 if billed else 1), "what may have been billed is counted"
     assert judge.book.spent == (5 if billed else 1)
+
+
+def test_a_call_that_is_given_up_leaves_no_connection_behind():
+    with ChatServer(lambda body, n: DRIP) as server:
+        judge_of(server, order="random", retries=1, timeout_s=0.1).judge(duels(2))
+        deadline = time.monotonic() + 5
+        while server.cut_off < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert server.cut_off == 4
 
 
 def test_retry_after_is_respected_as_seconds_and_as_a_date():
