@@ -100,7 +100,8 @@ class Endpoint:
                 "oracle.kind='judge' needs the openai client library: pip install 'rayalign[judge]'."
             ) from error
         self.config, self.model = config, model
-        self.host = urlsplit(config.base_url).hostname or ""
+        self.host = urlsplit(config.base_url).netloc.lower()
+        """With its port, if the address names one: on one machine two ports are two servers."""
         self._key = _key(config.api_key_env)
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url, api_key=self._key or "none", timeout=config.timeout_s, max_retries=0
