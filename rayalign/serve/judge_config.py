@@ -64,7 +64,8 @@ class JudgeConfig:
     price: float = 0.0
     """Of one call, in your currency, whether its verdict can be read or not; 0 is free."""
     max_spend: float = 0.0
-    """The run stops before its calls cost more than this, in your currency; needs a price. 0: no cap."""
+    """The run stops before its calls cost more than this, in your currency; needs a price. Per run directory: another
+    run has a cap of its own. 0: no cap."""
 
     def __post_init__(self) -> None:
         self._check_url()
