@@ -52,6 +52,10 @@ SLAM = "slam"
 """Closes without an answer."""
 HANG = "hang"
 """Never answers."""
+DRIP = "drip"
+"""Sends a byte of an answer now and then, and never all of it."""
+DRIP_HEADERS = "drip headers"
+"""The same of an answer's headers."""
 
 
 class ChatServer:
@@ -59,7 +63,7 @@ class ChatServer:
 
     def __init__(self, behaviour, key=None):
         self.behaviour, self.key = behaviour, key
-        self.bodies, self.most_at_once, self.times = [], 0, []
+        self.bodies, self.most_at_once, self.times, self.cut_off = [], 0, [], 0
         self._now, self._mutex, self._over = 0, threading.Lock(), threading.Event()
         server = self
 
@@ -95,10 +99,22 @@ class ChatServer:
                 self.end_headers()
                 self.wfile.write(data)
 
+            def _drip(self, start):
+                """`start`, then a byte every 50 ms, until the other side has had enough."""
+                try:
+                    self.wfile.write(start)
+                    while not server._over.wait(0.05):
+                        self.wfile.write(b"x")
+                except OSError:
+                    server.cut_off += 1
+
             def _misbehave(self, how):
                 self.close_connection = True
                 if how == HANG:
                     server._over.wait(30)
+                if how in (DRIP, DRIP_HEADERS):
+                    start = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                    self._drip(start + (b"Content-Length: 100000\r\n\r\n" if how == DRIP else b"X-Slow: "))
                 if how == CUT:
                     self.send_response(200)
                     self.send_header("Content-Type", "application/json")

@@ -166,9 +166,11 @@ class CallBook:
             self._open.pop(row["waste"], None)
             self.wasted += 1
         elif "free" in row:
-            duel, cost = self._open.pop(row["free"])
-            self._count(duel, -cost)
-            self.freed += 1
+            reserved = self._open.pop(row["free"], None)
+            if reserved is not None:  # else the line of the reservation was torn, or it was given back before
+                duel, cost = reserved
+                self._count(duel, -cost)
+                self.freed += 1
 
     def _count(self, duel: str, cost: Decimal) -> None:
         self._spent += cost

@@ -5,17 +5,23 @@
                                                   refused (this message is not accepted; others may be)
                                                   fatal (wrong key, unknown model, no quota: no message ever will)
 
+`timeout_s` is the longest silence, and an endpoint that sends a byte now and then is never silent. So each call has an
+end of its own, too: it runs in an event loop, where whatever it waits for (TLS, headers, body) can be broken off.
+
 The key is read from the environment when the process starts, and taken out of every text that leaves this file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
@@ -29,6 +35,10 @@ REFUSED = (400, 413, 415, 422)
 """Too long, against a policy, malformed: about this message."""
 SHORT = 300
 """Most characters of an endpoint's own words that are repeated."""
+LONGEST_IN_SILENCES = 3
+"""A call takes at most so many times `timeout_s`, however lively its other side is."""
+
+T = TypeVar("T")
 
 
 class Trouble(Exception):
@@ -90,24 +100,33 @@ class Endpoint:
                 "oracle.kind='judge' needs the openai client library: pip install 'rayalign[judge]'."
             ) from error
         self.config, self.model = config, model
-        self.host = urlsplit(config.base_url).hostname or ""
+        self.host = urlsplit(config.base_url).netloc.lower()
+        """With its port, if the address names one: on one machine two ports are two servers."""
         self._key = _key(config.api_key_env)
-        self._client = openai.OpenAI(
+        self._client = openai.AsyncOpenAI(
             base_url=config.base_url, api_key=self._key or "none", timeout=config.timeout_s, max_retries=0
         )
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="judge-calls", daemon=True).start()
+        weakref.finalize(self, _end, self._loop, self._client).atexit = False
 
     def check(self) -> None:
         """Raise `OracleError` if nothing answers at the address, or the key is wrong; asks for the list of models."""
         import openai
 
         try:
-            self._client.with_options(max_retries=2).models.with_raw_response.list()
+            self._in_time(_models(self._client.with_options(max_retries=2)))
         except openai.AuthenticationError as error:
             raise OracleError(self._fatal(error.status_code, self._said(error))) from None
         except openai.APIConnectionError as error:
             raise OracleError(
                 f"nothing answers at oracle.judge.base_url={self.config.base_url} ({self._said(error)}). Nothing was "
                 "bought; start the endpoint, or correct the address."
+            ) from None
+        except TimeoutError:
+            raise OracleError(
+                f"oracle.judge.base_url={self.config.base_url} did not list its models within {self._limit_s:g} s, "
+                "though it sends something now and then. Nothing was bought; look at it, or correct the address."
             ) from None
         except openai.OpenAIError:
             pass  # not every endpoint lists its models
@@ -119,12 +138,15 @@ class Endpoint:
         fields = self._fields() | {"messages": [{"role": "user", "content": message}]}
         try:
             create = self._client.chat.completions.with_raw_response.create
-            body = create(model=self.model, messages=fields["messages"], extra_body=fields).content
+            call = create(model=self.model, messages=fields["messages"], extra_body=fields)
+            body = self._in_time(call).content
         except openai.APIStatusError as error:
             raise self._status_trouble(error) from None
         except openai.APIConnectionError as error:  # timeouts are among them
             never_sent = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout")
             raise Trouble(self._said(error), "again", billed=not never_sent) from None
+        except TimeoutError:
+            raise Trouble(f"the call timed out: not over after {self._limit_s:g} s", "again", billed=True) from None
         except openai.OpenAIError as error:
             raise Trouble(self._said(error), "again", billed=True) from None
         try:
@@ -142,6 +164,14 @@ class Endpoint:
         return text if len(text) <= SHORT else text[:SHORT] + "..."
 
     # -- inside -------------------------------------------------------------------------------------------------
+    @property
+    def _limit_s(self) -> float:
+        return LONGEST_IN_SILENCES * self.config.timeout_s
+
+    def _in_time(self, call: Awaitable[T]) -> T:
+        """What `call` brings, in any thread. Raises `TimeoutError` when its time is over; its connection is closed."""
+        return asyncio.run_coroutine_threadsafe(_within(self._limit_s, call), self._loop).result()
+
     def _fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "model": self.model,
@@ -178,6 +208,21 @@ class Endpoint:
         inner = body.get("message") if isinstance(body, dict) else None
         cause = error.__cause__
         return self.clean(str(inner or (f"{error.message} {type(cause).__name__}" if cause else error.message)))
+
+
+async def _within(seconds: float, call: Awaitable[T]) -> T:
+    async with asyncio.timeout(seconds):
+        return await call
+
+
+async def _models(client: Any) -> None:
+    await client.models.with_raw_response.list()
+
+
+def _end(loop: asyncio.AbstractEventLoop, client: Any) -> None:
+    """Close the connections, then stop the loop, whose thread ends with it."""
+    closing = asyncio.run_coroutine_threadsafe(client.close(), loop)
+    closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
 
 
 def _reply(choice: _Choice) -> Reply:

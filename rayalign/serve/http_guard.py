@@ -58,13 +58,37 @@ class GuardConfig:
     """Paths that are answered without a token; they must tell nothing."""
 
 
+class RequestLimit:
+    """Middleware that hands on so many requests at the same time; more are told to come back."""
+
+    def __init__(self, app: App, max_requests: int, error: Callable[[int, str], dict[str, Any]] | None = None) -> None:
+        """`error` makes the body of the refusal, out of its status and its words; None: as OpenAI's clients read it."""
+        self.app, self.max_requests, self.error = app, max_requests, error
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on, if there is a place for it. What is no request takes none."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self._running >= self.max_requests:
+            told = "This server has too many requests to work on; try again."
+            await refuse(send, 429, told, {"retry-after": "1"}, self.error)
+            return
+        self._running += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._running -= 1
+
+
 class HttpGuard:
     """Middleware around an ASGI application."""
 
     def __init__(self, app: App, config: GuardConfig) -> None:
         self.app, self.config = app, config
         self.attempts = Attempts()
-        self._running = 0
+        self._limited = RequestLimit(self._guarded, config.max_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request, or hand it on. What is not HTTP (start-up and shut-down) is handed on; no sockets."""
@@ -74,21 +98,17 @@ class HttpGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._running >= self.config.max_requests:
-            await refuse(send, 429, "This server has too many requests to work on; try again.", {"retry-after": "1"})
+        await self._limited(scope, receive, send)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._who(scope) or self._type(scope)
+        body = b""
+        if refusal is None:
+            refusal, body = await self._body(scope, receive)
+        if refusal is not None:
+            await refuse(send, *refusal)
             return
-        self._running += 1
-        try:
-            refusal = self._who(scope) or self._type(scope)
-            body = b""
-            if refusal is None:
-                refusal, body = await self._body(scope, receive)
-            if refusal is not None:
-                await refuse(send, *refusal)
-                return
-            await self.app(scope, _once(body, receive), send)
-        finally:
-            self._running -= 1
+        await self.app(scope, _once(body, receive), send)
 
     def _who(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -170,9 +190,15 @@ def error_body(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-async def refuse(send: Send, status: int, message: str, headers: MutableMapping[str, str] | None = None) -> None:
-    """Answer with an error."""
-    body = json.dumps(error_body(status, message)).encode()
+async def refuse(
+    send: Send,
+    status: int,
+    message: str,
+    headers: MutableMapping[str, str] | None = None,
+    error: Callable[[int, str], dict[str, Any]] | None = None,
+) -> None:
+    """Answer with an error; `error` makes its body, if it is not to be `error_body`."""
+    body = json.dumps((error or error_body)(status, message)).encode()
     every = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
     raw = [(name.encode(), value.encode()) for name, value in every.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

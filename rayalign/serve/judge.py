@@ -60,7 +60,14 @@ class JudgeOracle:
         self.endpoint.check()
         self.book = CallBook(None, self.config.max_spend)
         self.id = f"judge:{self.model}@{self.endpoint.host}#{_checksum(self.config)}"
-        """`judge:`, the model, the endpoint's host, and a checksum of what is asked and how it is read."""
+        """`judge:`, the model, the endpoint's host and port, and a checksum of what is asked and how it is read.
+
+        What an answer is kept under: in the call book, in the ledger beside the label, and in the names that a service
+        gives to duels. Nothing compares it with an earlier one. So a run that resumes with another id keeps its labels,
+        its answers and what they cost, and asks the open duels anew, and pays for them. That is right where another
+        judge would answer, and wrong where the same one would: settings of how fast, how often and how long are not in
+        it.
+        """
         self._pace = _Pace(self.config.calls_per_minute)
 
     def keep_in(self, folder: str | Path) -> None:
@@ -195,8 +202,14 @@ def _endpoint(config: OracleConfig) -> Endpoint | LocalJudge:
 
 
 def _checksum(config: JudgeConfig) -> str:
+    """Of the settings that decide what a verdict says.
+
+    Not of `max_tokens`: an answer that ended by itself is the same under a longer limit, and one that was cut off is no
+    answer.
+    """
     template = TEMPLATES.get(config.template, config.template)
-    asked = (template, ANSWERS[config.verdict], config.temperature, sorted(config.request.items()))
+    looked_at = config.top_logprobs if config.verdict == "logprobs" else None
+    asked = (template, ANSWERS[config.verdict], config.temperature, sorted(config.request.items()), looked_at)
     return hashlib.blake2b(repr(asked).encode(), digest_size=4).hexdigest()
 
 

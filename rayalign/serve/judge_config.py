@@ -54,7 +54,7 @@ class JudgeConfig:
     calls_per_minute: float = 0.0
     """Calls begun per minute, per replica; 0 does not hold back."""
     timeout_s: float = 60.0
-    """Longest silence of the endpoint within a call, in seconds."""
+    """Longest silence of the endpoint within a call, in seconds; a whole call takes at most three times as long."""
     retries: int = 4
     """How often a question is asked again after a rate limit, a server error, a timeout or an unreadable verdict."""
     backoff_s: float = 0.5
@@ -64,7 +64,8 @@ class JudgeConfig:
     price: float = 0.0
     """Of one call, in your currency, whether its verdict can be read or not; 0 is free."""
     max_spend: float = 0.0
-    """The run stops before its calls cost more than this, in your currency; needs a price. 0: no cap."""
+    """The run stops before its calls cost more than this, in your currency; needs a price. Per run directory: another
+    run has a cap of its own. 0: no cap."""
 
     def __post_init__(self) -> None:
         self._check_url()

@@ -1,5 +1,6 @@
 """A judge that asks a real HTTP server, which behaves, and which does not."""
 
+import json
 import logging
 import math
 import time
@@ -8,6 +9,8 @@ from collections import Counter
 import pytest
 from chat_server import (
     CUT,
+    DRIP,
+    DRIP_HEADERS,
     GARBAGE,
     HANG,
     NOT_JSON,
@@ -155,6 +158,8 @@ TROUBLES = {
     "half closed": (CUT, "Connection error"),
     "no answer": (SLAM, "Connection error"),
     "timeout": (HANG, "timed out"),
+    "a drip": (DRIP, "the call timed out: not over after 0.9 s"),
+    "a drip of headers": (DRIP_HEADERS, "the call timed out"),
     "another token": (token("Both"), "unreadable verdict 'Both'"),
 }
 
@@ -178,6 +183,15 @@ def test_trouble_is_asked_again_and_if_it_stays_it_is_a_failure_and_never_a_labe
     billed = trouble not in ("rate limit", "server error", "bad gateway")
     assert good.price == (2 if billed else 1), "what may have been billed is counted"
     assert judge.book.spent == (5 if billed else 1)
+
+
+def test_a_call_that_is_given_up_leaves_no_connection_behind():
+    with ChatServer(lambda body, n: DRIP) as server:
+        judge_of(server, order="random", retries=1, timeout_s=0.1).judge(duels(2))
+        deadline = time.monotonic() + 5
+        while server.cut_off < 4 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert server.cut_off == 4
 
 
 def test_retry_after_is_respected_as_seconds_and_as_a_date():
@@ -330,16 +344,15 @@ def test_a_call_that_a_crash_interrupted_stays_counted_and_what_it_tore_is_ignor
 
 
 def test_an_order_that_was_answered_is_not_asked_again_by_another_replica(tmp_path):
-    with ChatServer(lambda body, n: digit(0.9) if n == 0 else SLAM) as server:
+    with ChatServer(lambda body, n: SLAM if n == 1 else longer(body, n)) as server:
         judge = judge_of(server, concurrency=1, retries=0)
         judge.keep_in(tmp_path)
         [failed] = judge.judge(duels(1))
-    assert failed.failure
-    with ChatServer(longer) as server:
+        assert failed.failure and len(server.bodies) == 2
         other = judge_of(server)
         other.keep_in(tmp_path)
         [verdict] = other.judge(duels(1))
-    assert len(server.bodies) == 1 and verdict.probability == pytest.approx(0.9)
+    assert len(server.bodies) == 3 and verdict.probability == pytest.approx(0.9)
 
 
 # ==== prompts and settings =====================================================================================
@@ -422,8 +435,41 @@ def test_further_fields_of_a_request_are_sent_and_null_leaves_one_out():
     assert (body["max_completion_tokens"], body["top_k"], "max_tokens" in body) == (5, 1, False)
 
 
-def test_the_id_names_model_and_host_and_changes_with_the_question():
-    with ChatServer(longer) as server:
+def test_the_id_names_model_host_and_port_and_changes_with_the_question():
+    with ChatServer(longer) as server, ChatServer(longer) as elsewhere:
         one, same, other = judge_of(server), judge_of(server, concurrency=2), judge_of(server, verdict="text")
-        assert isinstance(one, JudgeOracle) and one.id.startswith("judge:m@127.0.0.1#")
-        assert one.id == same.id != other.id
+        assert isinstance(one, JudgeOracle) and one.id.startswith(f"judge:m@{server.url[7:-3]}#")
+        assert one.id == same.id == judge_of(server, max_tokens=5).id != other.id
+        assert judge_of(server, top_logprobs=2).id != one.id, "what is not among them has probability 0"
+        assert judge_of(elsewhere).id != one.id, "another server on the same machine may be another judge"
+
+
+def test_a_judge_that_moved_to_another_port_goes_on_with_the_money_and_asks_anew(tmp_path):
+    with ChatServer(longer) as server:
+        judge = judge_of(server, order="random", price=1.0, max_spend=3.0)
+        judge.keep_in(tmp_path)
+        judge.judge(duels(2))
+    with ChatServer(longer) as server:
+        judge = judge_of(server, order="random", price=1.0, max_spend=3.0)
+        judge.keep_in(tmp_path)
+        assert judge.judge(duels(1))[0].price == 2 and len(server.bodies) == 1
+        with pytest.raises(OracleError, match=r"has cost 3\.0"):
+            judge.judge(duels(2))
+
+
+def test_a_call_book_that_lacks_a_reservation_is_read_all_the_same(tmp_path):
+    """The line was torn by a crash, or the file is a part of one."""
+    gone, kept = Question("j", "d1", False, 0), Question("j", "d2", False, 0)
+    lines = [
+        {"free": "no such call", "why": ""},
+        {"waste": "no such call", "why": ""},
+        {"answer": "no such call", **gone._asdict(), "probability": 0.2},
+    ]
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    book = CallBook(tmp_path)
+    assert (book.spent, book.freed, book.lookup(gone)) == (0, 0, Answer(0.2))
+    call = book.reserve("d2", 0.5)
+    book.free(call, "not billed")
+    book.free(call, "said twice")
+    book.answer(book.reserve("d2", 0.5), kept, Answer(0.9))
+    assert (book.spent, book.freed, CallBook(tmp_path).lookup(kept)) == (0.5, 1, Answer(0.9))

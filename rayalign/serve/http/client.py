@@ -1,8 +1,8 @@
 """The oracle that is served elsewhere: asks what `rayalign oracle` serves.
 
 duels -> pieces -> POST /v1/verdicts -> verdicts
-                   | silence, broken connection, 429, 5xx of a proxy: again, with the same ids, which are not paid
-                   | twice        413: in halves        401, 404, 409, 422, 500 with words of the service's own: stop
+                   | silence, a drip, broken connection, 429, 5xx of a proxy: again, with the same ids, which are not
+                   | paid twice   413: in halves        401, 404, 409, 422, 500 with words of the service's own: stop
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from rayalign.env.labels import Oracle, judge_late
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, OracleError, WaitError
 from rayalign.serve.config import OracleConfig
-from rayalign.serve.endpoint import retry_after
+from rayalign.serve.endpoint import LONGEST_IN_SILENCES, retry_after
 from rayalign.serve.http.schema import Description, Problem, Reply
+from rayalign.serve.http.session import EndingSession
 from rayalign.serve.http_guard import find_token
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.listening import is_loopback
@@ -55,7 +56,7 @@ class HttpOracle:
         parts = urlsplit(self.url)
         if self._token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             log.warning("the token for %s travels unencrypted; put TLS in front of the service (https)", self.url)
-        self._session = requests.Session()
+        self._session = EndingSession()
         self._session.auth = _Bearer(self._token)
         self.description = self._describe()
         self.id = f"http:{parts.netloc}/{self.description.oracle}"
@@ -128,7 +129,8 @@ class HttpOracle:
             attempt += 1
             pause = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 16), LONGEST_PAUSE_S)
             try:
-                response = self._session.request(
+                response = self._session.request_within(
+                    LONGEST_IN_SILENCES * self.config.http.timeout_s,
                     method,
                     self.url + path,
                     data=body,

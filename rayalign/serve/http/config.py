@@ -24,7 +24,8 @@ class HttpConfig:
     """Who asks: duels of different callers are never taken for one another, whatever their ids. Empty: the run itself,
     by a name that is kept beside its answers."""
     timeout_s: float = 120.0
-    """Longest silence of the service within a request, in seconds."""
+    """Longest silence of the service within a request, in seconds; a whole request takes at most three times as
+    long."""
     patience_s: float = 300.0
     """How long a service that brings no answer is asked again, in seconds; 0 asks once. What it answers meanwhile is
     kept there."""

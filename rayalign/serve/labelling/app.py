@@ -9,6 +9,8 @@
     GET  /api/progress                        -> {"progress", "undo": duel or null}, which the three above have, too
     GET  /api/guidelines                      -> {"guidelines"}
 
+More requests than may be in hand at the same time are told to come back (429).
+
 Texts travel as JSON texts, and the page shows them as text: nothing in them is ever read as markup. A reply to an
 answer or an undo means that it is on disk.
 """
@@ -34,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayalign.errors import LabellingError, LedgerError
 from rayalign.serve.attempts import Attempts, address_of
-from rayalign.serve.http_guard import digest, same_site
+from rayalign.serve.http_guard import RequestLimit, digest, same_site
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.tokens import Tokens
 
@@ -62,7 +64,9 @@ DEFAULT_GUIDELINES = (
 )
 
 
-def build_app(queue: DuelQueue, tokens: Tokens, guidelines: str = DEFAULT_GUIDELINES) -> Starlette:
+def build_app(
+    queue: DuelQueue, tokens: Tokens, guidelines: str = DEFAULT_GUIDELINES, *, max_requests: int = 256
+) -> Starlette:
     """The application; of its own it keeps nothing but who has shown wrong tokens lately."""
     page = _Page(queue, tokens, guidelines)
     routes = [
@@ -78,7 +82,10 @@ def build_app(queue: DuelQueue, tokens: Tokens, guidelines: str = DEFAULT_GUIDEL
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_SecurityHeaders)],
+        middleware=[
+            Middleware(_SecurityHeaders),
+            Middleware(RequestLimit, max_requests, lambda _, told: {"error": told}),  # type: ignore[arg-type]
+        ],
         exception_handlers={HTTPException: _refused, LabellingError: _conflict, LedgerError: _not_saved},  # type: ignore[dict-item]
     )
 

@@ -32,11 +32,13 @@ class HumanConfig:
     """Seconds after which a duel that somebody opened and did not answer is given to somebody else."""
     undo_s: float = 20.0
     """Seconds for which an annotator's last answer can be undone and does not count yet. 0: it counts at once."""
+    max_requests: int = 256
+    """Requests of the page that are worked on at the same time; more are told to come back (429)."""
     folder: str = ""
     """Where the queue is kept, on a disk that the oracle's replica sees; empty: `labelling` in the run directory."""
 
     def __post_init__(self) -> None:
-        check_limits("oracle.human.", self, counts=("annotators_per_duel",), seconds=("lease_s",))
+        check_limits("oracle.human.", self, counts=("annotators_per_duel", "max_requests"), seconds=("lease_s",))
         if self.aggregate not in AGGREGATES:
             raise ConfigError(
                 f"oracle.human.aggregate={self.aggregate!r} is unknown. {did_you_mean(self.aggregate, AGGREGATES)}"

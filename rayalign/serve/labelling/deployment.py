@@ -17,7 +17,8 @@ class _LabellingDeployment(OracleDeployment):
 
     def __serve_build_asgi_app__(self) -> Starlette:
         assert isinstance(self.oracle, HumanOracle)
-        return build_app(self.oracle.queue, self.oracle.tokens, self.oracle.guidelines)
+        limit = self.config.human.max_requests
+        return build_app(self.oracle.queue, self.oracle.tokens, self.oracle.guidelines, max_requests=limit)
 
 
 LabellingDeployment: Any = serve.ingress()(_LabellingDeployment)

@@ -31,7 +31,8 @@ class _ServedPeople(ServedOracle):
 
     def __serve_build_asgi_app__(self) -> PageAndService:
         assert isinstance(self.oracle, HumanOracle)
-        page: Any = build_page(self.oracle.queue, self.oracle.tokens, self.oracle.guidelines)
+        limit = self.config.human.max_requests
+        page: Any = build_page(self.oracle.queue, self.oracle.tokens, self.oracle.guidelines, max_requests=limit)
         return PageAndService(page, super().__serve_build_asgi_app__())
 
 

@@ -55,8 +55,11 @@ class Tokens:
             words = line.partition("#")[0].split()
             if not words:
                 continue
+            where = f"{setting}={str(path)!r}, line {number}"
             if len(words) != 2 or words[0] in by_name:
-                raise ConfigError(f"{setting}={str(path)!r}, line {number}: expected `name token`, each name once.")
+                raise ConfigError(f"{where}: expected `name token`, each name once.")
+            if not words[1].isascii():  # headers carry nothing else faithfully, so nobody could show it
+                raise ConfigError(f"{where}: the token of {person} {words[0]!r} must be ASCII characters alone.")
             by_name[words[0]] = words[1]
         return cls(by_name, setting=setting, person=person)
 

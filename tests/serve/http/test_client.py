@@ -77,8 +77,9 @@ def serve():
 
 @pytest.fixture
 def misbehaving():
-    """`misbehaving(behaviour) -> url, requests`; `behaviour(n, path) -> (status, headers, body)`, or None: silence."""
-    running = []
+    """`misbehaving(behaviour) -> url, requests`; `behaviour(n, path) -> (status, headers, body)`, None: silence, or how
+    an answer begins that goes on with a byte now and then."""
+    running, over = [], threading.Event()
 
     def start(behaviour):
         seen = []
@@ -97,8 +98,19 @@ def misbehaving():
                 said = behaviour(len(seen) - 1, self.path)
                 if said is None:
                     self.close_connection = True
+                elif isinstance(said, bytes):
+                    self.close_connection = True
+                    self.drip(said)
                 else:
                     self.reply(*said)
+
+            def drip(self, start):
+                try:
+                    self.wfile.write(start)
+                    while not over.wait(0.05):
+                        self.wfile.write(b" ")
+                except OSError:
+                    pass  # the other side has had enough
 
             def reply(self, status, headers, body):
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -115,11 +127,17 @@ def misbehaving():
         return f"http://127.0.0.1:{server.server_port}", seen
 
     yield start
+    over.set()
     for server in running:
         server.shutdown()
         server.server_close()
 
 
+DRIPS = {
+    "headers": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "a body": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n",
+    "a body of unknown length": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+}
 ABOUT = {"oracle": "function:f", "max_duels": 100, "max_characters": 100, "max_body_bytes": 10_000}
 
 
@@ -236,6 +254,19 @@ def test_what_may_pass_is_asked_again_with_the_same_ids(misbehaving, trouble):
     ):
         oracle(url, timeout_s=0.2, patience_s=0.3).judge(duels(1))
     assert len(seen) >= 2 or trouble is None
+
+
+@pytest.mark.parametrize("what", DRIPS)
+def test_a_service_that_sends_a_byte_now_and_then_is_asked_again_with_the_same_ids(misbehaving, what):
+    url, seen = misbehaving(lambda n, path: DRIPS[what] if n < 2 else answer("d0"))
+    there = oracle(url, timeout_s=0.2)
+    assert there.judge(duels(1))[0].probability == 0.7
+    assert len(seen) == 3 and len({body for body, _ in seen}) == 1
+    assert there.judge(duels(1))[0].probability == 0.7, "the connections that were cut off are no trouble later"
+    url, seen = misbehaving(lambda n, path: DRIPS[what])
+    with pytest.raises(WaitError, match=r"Last: Timeout\. What it answered is kept there: resume"):
+        oracle(url, timeout_s=0.1, patience_s=0).judge(duels(1))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(

@@ -150,10 +150,11 @@ def test_no_token_is_logged_or_part_of_an_error_or_a_repr(browser, caplog, tmp_p
         ("ann aaaaaaaaaaaaaaaa\nbob aaaaaaaaaaaaaaaa", "the same token"),
         ("ann aaaaaaaaaaaaaaaa\nann bbbbbbbbbbbbbbbb", "line 3: expected `name token`, each name once"),
         ("a/b aaaaaaaaaaaaaaaa", "'a/b': a name has"),
+        ("ann aaaaaaaaaaaaaaaa\nbob schl\u00fcssel-von-bob", "tokens', line 3: the token of annotator 'bob' .*ASCII"),
     ],
 )
 def test_a_tokens_file_that_can_not_be_right_is_refused(tmp_path, content, message):
-    (tmp_path / "tokens").write_text(f"# who labels\n{content}\n")
+    (tmp_path / "tokens").write_text(f"# who labels\n{content}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         Tokens.read(tmp_path / "tokens")
 
@@ -180,6 +181,7 @@ def test_an_address_that_others_can_reach_needs_tokens(host):
         {"annotators_per_duel": 0},
         {"aggregate": "mean"},
         {"lease_s": 0.0},
+        {"max_requests": 0},
         {"undo_s": float("nan")},
         {"port": 0},
         {"annotators_per_duel": 2},
@@ -224,6 +226,29 @@ def test_a_body_that_does_not_end_is_given_up(queue, monkeypatch):
             return await client.post("/api/login", content=never(), headers={"content-type": "application/json"})
 
     assert asyncio.run(go()).status_code == 408
+
+
+def test_more_requests_than_allowed_are_told_to_come_back_and_those_in_hand_are_answered(queue):
+    bodies = asyncio.Event()
+
+    async def slow():
+        await bodies.wait()
+        yield b'{"token": "%s"}' % TOKENS["ann"].encode()
+
+    async def go():
+        transport = httpx.ASGITransport(build_app(queue, Tokens(TOKENS), max_requests=2))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8700") as client:
+            header = {"content-type": "application/json"}
+            in_hand = [asyncio.create_task(client.post("/api/login", content=slow(), headers=header)) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            refused = await client.get("/")
+            bodies.set()
+            return refused, [(await answer).status_code for answer in in_hand], (await client.get("/")).status_code
+
+    refused, answered, later = asyncio.run(go())
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json() == {"error": "This server has too many requests to work on; try again."}
+    assert "Content-Security-Policy" in refused.headers and answered == [200, 200] and later == 200
 
 
 def test_what_the_queue_refuses_is_a_conflict_with_its_reason(browser, queue):

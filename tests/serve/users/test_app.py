@@ -12,10 +12,12 @@ from random_policies import save_policy
 from rayalign.errors import ConfigError, WaitError
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.transformers_engine import TransformersEngine
+from rayalign.serve import OracleConfig
 from rayalign.serve.http_guard import digest
 from rayalign.serve.users.app import build_app
 from rayalign.serve.users.book import Told
 from rayalign.serve.users.config import UsersConfig
+from rayalign.serve.users.kind import tokens_of
 from rayalign.serve.users.questions import UserAnswer
 
 ROLLOUT = RolloutConfig(engine="transformers", max_tokens=6, max_prompt_tokens=64, temperature=1.0)
@@ -194,3 +196,13 @@ def test_the_model_is_listed_and_health_follows_the_run(served, desk):
 def test_bad_settings_are_named(settings):
     with pytest.raises(ConfigError, match=rf"oracle\.users\.{next(iter(settings))}="):
         UsersConfig(**settings)
+
+
+def test_a_users_token_that_no_header_can_carry_is_refused_with_its_line(tmp_path):
+    (tmp_path / "tokens").write_text("ann a-token-of-sixteen\nbob schl\u00fcssel-von-bob\n", encoding="utf-8")
+    config = OracleConfig(kind="users", users=UsersConfig(tokens_file=str(tmp_path / "tokens")))
+    with pytest.raises(
+        ConfigError, match=r"oracle\.users\.tokens_file=.*line 2: the token of user 'bob'.*ASCII"
+    ) as found:
+        tokens_of(config)
+    assert "von-bob" not in str(found.value)

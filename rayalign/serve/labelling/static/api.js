@@ -3,7 +3,7 @@
 export class Refusal extends Error {
   constructor(message, status) {
     super(message);
-    this.status = status; // 0: there was no answer at all
+    this.status = status; // 0: there was no answer at all, or asking again will bring one
   }
 }
 
@@ -20,7 +20,9 @@ async function call(method, path, body) {
   } catch {
     throw new Refusal("The server does not answer.", response && response.status < 500 ? response.status : 0);
   }
-  if (!response.ok) throw new Refusal(reply.error ?? "The server refused.", response.status >= 500 ? 0 : response.status);
+  // A server that is too busy (429) will answer later; at the login the same number means too many wrong tokens.
+  const passing = response.status >= 500 || (response.status === 429 && path !== "api/login");
+  if (!response.ok) throw new Refusal(reply.error ?? "The server refused.", passing ? 0 : response.status);
   return reply;
 }
 
