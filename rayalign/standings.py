@@ -30,7 +30,15 @@ from rayalign.evaluate import (
 )
 from rayalign.run_record import RunRecord
 
-IRRELEVANT = ("run_dir", "logging.", "loop.seed", "env_kwargs.", "policy", "loop.gate_timeout_s", "oracle.target_ongoing")
+IRRELEVANT = (
+    "run_dir",
+    "logging.",
+    "loop.seed",
+    "env_kwargs.",
+    "policy",
+    "loop.gate_timeout_s",
+    "oracle.target_ongoing",
+)
 """Settings in which runs of one row may differ: each world brings its own policy."""
 
 

@@ -44,8 +44,8 @@ class OracleConfig:
     max_replicas: int = 0
     """Autoscale up to this many replicas; 0 never scales."""
     target_ongoing: float = 1.0
-    """Autoscaling only: calls per replica, running and queued, above which replicas are added. A run makes as many calls
-    at a time as `max_replicas`, each of up to `max_batch_size` duels."""
+    """Autoscaling only: calls per replica, running and queued, above which replicas are added. A run makes as many
+    calls at a time as `max_replicas`, each of up to `max_batch_size` duels."""
     cpus_per_replica: float = 0.5
     """Ray CPUs each replica reserves; Ray gives its libraries as many threads, at least 1."""
     gpus_per_replica: float = 0.0
