@@ -325,7 +325,8 @@ def write(comparison: Comparison, configs: Mapping[str, Any]) -> None:
     if (figure := compare_win_rate(comparison.runs)) is not None:
         (folder / "comparison_win_rate.png").write_bytes(png(figure))
     notes = _notes(comparison)
-    text = [f"# {' against '.join(reversed(list(comparison.runs)))}", "", *(f"- {s}" for s in comparison.sentences), ""]
+    others = ", ".join(name for name in comparison.runs if name != comparison.baseline)
+    text = [f"# {others} against {comparison.baseline}", "", *(f"- {s}" for s in comparison.sentences), ""]
     text += [*markdown(head, lines), "", "![win rate over labels](comparison_win_rate.png)", "", NOTE, ""]
     text += ["What the rows differ in:", "", *markdown(["setting", *configs], _cells(differences, configs)), ""]
     (folder / "comparison.md").write_text("\n".join([*text, *(f"- {note}" for note in notes)]).rstrip() + "\n")
