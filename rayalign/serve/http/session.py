@@ -45,6 +45,7 @@ class EndingSession(requests.Session):
         finally:
             timer.cancel()
             timer.join()  # it must not cut the next request off
+            self._lines.close_ended()
         # A body of unknown length ends where its connection does, so what was cut off may look whole.
         if self._lines.over.is_set():
             raise requests.Timeout(f"not over after {seconds:g} s")
@@ -57,6 +58,7 @@ class _Lines:
     def __init__(self) -> None:
         self.over = threading.Event()
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._ended: list[socket.socket] = []
         self._mutex = threading.Lock()
 
     def add(self, line: socket.socket) -> None:
@@ -65,6 +67,17 @@ class _Lines:
             self._open.add(line)
         if self.over.is_set():
             _shut(line)
+
+    def end(self, line: socket.socket) -> None:
+        """Its connection was closed, which says nothing of the response: http.client does so before it reads a body
+        of unknown length. So the line stays open until the request is over.
+        """
+        self._ended.append(line)
+
+    def close_ended(self) -> None:
+        """The request is over."""
+        while self._ended:
+            self._ended.pop().close()
 
     def cut(self) -> None:
         """Shut all down. Those that are idle are made anew when they are needed."""
@@ -115,7 +128,7 @@ def _known_to(lines: _Lines, pool: Any) -> Any:
         def close(self) -> None:
             super().close()
             if self.line is not None:
-                self.line.close()
+                lines.end(self.line)
                 self.line = None
 
     return type(pool.__name__, (pool,), {"ConnectionCls": Connection})
