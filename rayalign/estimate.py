@@ -39,8 +39,30 @@ class Purchases:
     """Of LLM judges, for labels and evaluation; questions asked again after errors come on top."""
     money: float
     """For labels and evaluation, in the currency of the prices."""
+    judges: tuple[JudgeCost, ...] = ()
+    """Each LLM judge, by its section."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCost:
+    """What an LLM judge is going to cost, by its own settings."""
+
+    section: str
+    """`oracle`, or `evaluation.oracle`."""
+    price: float
+    """Of a call; 0: nobody set it."""
+    money: float
     cap: float
-    """What the judges' `max_spend` allow together; 0: no cap."""
+    """`max_spend`; 0: none."""
+
+    def verdict(self) -> str:
+        """In words."""
+        if not self.price:
+            return f"{self.section}.judge.price is not set: what it costs is not counted"
+        if not self.cap:
+            return f"no cap; {self.section}.judge.max_spend sets one"
+        enough = "is enough" if self.cap >= self.money else "is LESS than that: the run will stop before its budget"
+        return f"{self.section}.judge.max_spend={self.cap:g} {enough}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +133,23 @@ def purchases_of(config: RunConfig, heldout: int) -> Purchases:
     evaluations = num_evaluations(config)
     evaluation_labels = evaluations * heldout * (2 if config.evaluation.best_of_n > 1 else 1)
     bought = [(config.oracle, config.loop.budget), (judge, evaluation_labels)]
-    caps = {id(oracle): oracle.judge.max_spend for oracle, _ in bought if oracle.kind == "judge"}
+    sections = {"oracle": config.oracle, "evaluation.oracle": config.evaluation.oracle}
     return Purchases(
         labels=config.loop.budget,
         evaluations=evaluations,
         evaluation_labels=evaluation_labels,
         calls=sum(labels * calls_per_label(oracle) for oracle, labels in bought),
         money=sum(labels * price_per_label(oracle) for oracle, labels in bought),
-        cap=sum(caps.values()) if all(caps.values()) else 0.0,
+        judges=tuple(
+            JudgeCost(
+                section=section,
+                price=asked.judge.price,
+                money=sum(labels * price_per_label(oracle) for oracle, labels in bought if oracle is asked),
+                cap=asked.judge.max_spend,
+            )
+            for section, asked in sections.items()
+            if asked is not None and asked.kind == "judge"
+        ),
     )
 
 
@@ -186,7 +217,7 @@ def rows_of(found: Estimate, config: RunConfig) -> list[tuple[str, str, str]]:
         ("labels for evaluation", f"at most {bought.evaluation_labels:,}", f"{bought.evaluations} evaluations"),
         *([("judge calls", f"{bought.calls:,.0f}", "questions asked again come on top")] if bought.calls else []),
         ("money", f"{bought.money:,.2f}" if bought.money else "nothing", "by the prices in the settings"),
-        *_cap(bought),
+        *((f"of it {judge.section}", f"{judge.money:,.2f}", judge.verdict()) for judge in bought.judges),
         ("batches", f"{tokens.batches:,}", "expected of this agent"),
         ("prompt tokens", f"{tokens.prompt_mean:.0f}", f"mean of {SAMPLED_PROMPTS}; longest {tokens.prompt_longest}"),
         ("response tokens", f"{tokens.response_mean:.1f}", length),
@@ -205,13 +236,6 @@ def rows_of(found: Estimate, config: RunConfig) -> list[tuple[str, str, str]]:
             rows.append((f"memory, all on {device}s", _gib(size), "without libraries, which take 0.5 GiB a process"))
     rows += _time_rows(found)
     return rows
-
-
-def _cap(bought: Purchases) -> list[tuple[str, str, str]]:
-    if not bought.cap:
-        return []
-    enough = "is enough" if bought.cap >= bought.money else "is LESS than that: the run will stop before its budget"
-    return [("judges may spend", f"{bought.cap:,.2f}", f"oracle.judge.max_spend {enough}")]
 
 
 def _trained(shape: ModelShape, config: RunConfig) -> str:

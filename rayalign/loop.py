@@ -72,10 +72,7 @@ from rayalign.run_record import CONFIG
 from rayalign.serve import OracleClient, OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.kinds import COLLECTORS, ORACLES, oracle_kind
 from rayalign.serve.oracles import oracle_factory
-from rayalign.stored_run import CUSTOM_INPUTS, StoredRun
-
-POLICY_NAME = "policy_name.txt"
-"""In a bucket: the policy as the user named it, for machines that have to get it anew; empty: the world's own."""
+from rayalign.stored_run import CUSTOM_INPUTS, POLICY_NAME, StoredRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +178,7 @@ def new_run(
         folder.mkdir(parents=True, exist_ok=True)
         if any(value is not None for value in custom.values()):
             (folder / CUSTOM_INPUTS).write_bytes(cloudpickle.dumps(custom))
-        if storage.in_bucket(mine):
-            (folder / POLICY_NAME).write_text(str(policy or given.get("policy") or ""))
+        (folder / POLICY_NAME).write_text(str(policy or given.get("policy") or ""))
         write_config(plan_.config)
         storage.publish_all(mine)
     return plan_
@@ -219,9 +215,6 @@ def _old_run(run_dir: str, **overrides: Any) -> Plan | Result:
             storage.gathered(run_dir)
             return result
     world = stored.world()
-    if (folder / POLICY_NAME).exists() and not Path(config.policy).is_dir():  # another machine
-        policy = (folder / POLICY_NAME).read_text() or world.default_policy() or config.policy
-        config = replace(config, policy=str(resolve_policy(policy)))
     plan_ = Plan(config=config, world=world, agent=type(stored.agent)(config.agent), oracle=stored.oracle)
     validate(plan_)
     (folder / ALLOWED).unlink(missing_ok=True)  # who guided it may be gone, and would not let it on

@@ -165,7 +165,7 @@ def how_to_reproduce(stored: StoredRun, base_model: str | None) -> tuple[str, li
     command = ["rayalign", "run", config.agent_name, "--env", config.env]
     if base_model:
         command += ["--policy", base_model]
-    elif Path(config.policy) != Path(stored.world().default_policy() or "."):
+    elif (world := stored.world_if_there()) is None or Path(config.policy) != Path(world.default_policy() or "."):
         command += ["--policy", "POLICY"]
     command += ["--budget", str(config.loop.budget), "--seed", str(config.loop.seed)]
     for name, value in {**_env(config.env_kwargs), **changed(stored)}.items():
@@ -195,7 +195,8 @@ def changed(stored: StoredRun) -> dict[str, Any]:
     except ConfigError:  # an agent that was given as an object
         usual = RunConfig(agent=type(config.agent)())
     known = {setting.name for setting in settings.describe(usual)}
-    usual = settings.apply(usual, {k: v for k, v in stored.world().defaults().items() if k in known})
+    world = stored.world_if_there()
+    usual = settings.apply(usual, {k: v for k, v in (world.defaults() if world else {}).items() if k in known})
     usual = settings.apply(usual, oracle_kind(config.oracle.kind).defaults)
     mine, theirs = settings.flatten(settings.to_plain(config)), settings.flatten(settings.to_plain(usual))
     return {

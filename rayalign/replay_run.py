@@ -162,8 +162,9 @@ def _prepare(
         env_kwargs = read_keywords(env, env_kwargs)
         world = make_world(env, **env_kwargs)
         config = replace(config, env=env, env_kwargs=env_kwargs)
-    elif stored is not None:
-        world = stored.world()
+    elif stored is not None:  # what is not evaluated needs no prompts but the ledger's
+        judged = oracle is not None or any(name.startswith("evaluation.oracle") for name in given)
+        world = stored.world() if judged else stored.world_if_there()
     if world is not None:
         own = stored is not None and made is stored.agent
         suits = _suiting(world, config, of_agent=isinstance(agent, str) and not own, of_run=stored is None)
@@ -173,7 +174,11 @@ def _prepare(
     config = settings.apply(config, given)
     chunk = config.loop.batch_size if "loop.batch_size" in given else 0
     with Ledger(ledger, read_only=True) as opened:
-        replayed = ReplayConfig(ledger=str(ledger), batches=opened.num_streamed, batch_size=chunk, synthetic=synthetic)
+        batches = opened.num_streamed
+    if run_dir is not None and (begun := Path(storage.absolute(run_dir)) / REPLAY).exists():
+        # It may have grown since: what was begun goes on with as many.
+        batches = min(batches, int(settings.read_yaml(begun.read_text()).get("batches", batches)))
+    replayed = ReplayConfig(ledger=str(ledger), batches=batches, batch_size=chunk, synthetic=synthetic)
     labels = LedgerBatches(replayed).num_labels
     if not labels:
         raise DataError(f"{str(ledger)!r} holds no label of an oracle to train on.")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from rayalign.agents import make_agent
 from rayalign.agents.agent import Agent
 from rayalign.env import make_world
 from rayalign.env.world import World
-from rayalign.errors import ConfigError
+from rayalign.errors import ConfigError, DataError
+from rayalign.models import resolve_policy
 from rayalign.run_config import RunConfig
 from rayalign.run_record import CONFIG, REPLAY
 
+POLICY_NAME = "policy_name.txt"
+"""The policy as the user named it, for machines that have to get it anew; empty: the world's own."""
 CUSTOM_INPUTS = "inputs.pkl"
 """Objects that no name can bring back (an env instance, an oracle function); written only if there are any."""
 
@@ -49,7 +52,19 @@ class StoredRun:
         stored = settings.read_yaml((folder / CONFIG).read_text())
         kind = type(custom.get("agent") or make_agent(stored["agent_name"]))
         config = settings.apply(RunConfig(agent=kind.Config()), stored, yaml_text=False)
-        return cls(path=folder, config=config, agent=kind(config.agent), custom=custom)
+        found = cls(path=folder, config=config, agent=kind(config.agent), custom=custom)
+        return found if Path(config.policy).is_dir() else found._elsewhere()
+
+    def _elsewhere(self) -> StoredRun:
+        """On another machine the initial policy is where its name leads to, if it does: not everybody needs it."""
+        name = self.path / POLICY_NAME
+        if not name.exists():
+            return self
+        try:
+            policy = name.read_text() or self.world().default_policy() or self.config.policy
+            return replace(self, config=replace(self.config, policy=str(resolve_policy(policy))))
+        except DataError:
+            return self
 
     @property
     def oracle(self) -> Any:
@@ -60,6 +75,13 @@ class StoredRun:
     def is_replay(self) -> bool:
         """Whether it trained on another run's labels."""
         return (self.path / REPLAY).exists()
+
+    def world_if_there(self) -> World | None:
+        """The same, or None where what it reads (a file of prompts) is there no more."""
+        try:
+            return self.world()
+        except DataError:
+            return None
 
     def world(self) -> World:
         """The world, made anew from its name, or the instance that the run was given."""

@@ -204,9 +204,32 @@ def test_a_judge_is_paid_by_the_call_in_both_orders_and_for_what_is_asked_again(
     found = purchases_of(config, heldout=100)
     assert (found.labels, found.evaluation_labels) == (1000, 300)  # at 0, 500 and 1000 labels
     assert found.calls == pytest.approx(2.1 * 1300)
-    assert found.money == pytest.approx(27.3) and found.cap == 20.0
+    assert found.money == pytest.approx(27.3)
+    (judge,) = found.judges
+    assert judge.money == pytest.approx(27.3) and "oracle.judge.max_spend=20 is LESS" in judge.verdict()
     once = apply(config, {"oracle.judge.order": "random", "oracle.judge.recheck": 0.0})
     assert purchases_of(once, heldout=100).calls == 1300
+
+
+def test_each_judge_is_held_against_its_own_cap_and_one_without_a_price_is_named() -> None:
+    config = run_config(
+        **{
+            "loop.budget": 1000,
+            "evaluation.every": 500,
+            "oracle.kind": "judge",
+            "oracle.judge.price": 1.0,
+            "oracle.judge.order": "random",
+            "oracle.judge.max_spend": 10.0,
+            "evaluation.oracle.kind": "judge",
+            "evaluation.oracle.judge.price": 0.01,
+            "evaluation.oracle.judge.max_spend": 1e6,
+        }
+    )
+    labels, evaluation = purchases_of(config, heldout=100).judges
+    assert (labels.section, labels.money) == ("oracle", 1000.0) and "LESS" in labels.verdict()
+    assert (evaluation.section, evaluation.money) == ("evaluation.oracle", 6.0) and "enough" in evaluation.verdict()
+    unpriced = apply(config, {"evaluation.oracle.judge.max_spend": 0.0, "evaluation.oracle.judge.price": 0.0})
+    assert "evaluation.oracle.judge.price is not set" in purchases_of(unpriced, heldout=100).judges[1].verdict()
 
 
 def test_a_label_of_another_oracle_has_the_price_that_is_set() -> None:

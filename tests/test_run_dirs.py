@@ -9,12 +9,14 @@ from whole_runs import SMALL
 
 import rayalign
 from rayalign import config as settings
-from rayalign import loop, storage
-from rayalign.errors import ConfigError, OracleError
+from rayalign import loop, storage, stored_run
+from rayalign.errors import ConfigError, DataError, OracleError
 from rayalign.ledger import Ledger
+from rayalign.model_card import how_to_reproduce
 from rayalign.resumable import FREE_TO_CHANGE, check_budget, check_changes
 from rayalign.run_config import LoopConfig, RunConfig
 from rayalign.run_dirs import FAILED_START, note_failed_start
+from rayalign.stored_run import StoredRun
 
 
 def new_run(**arguments):
@@ -145,3 +147,26 @@ def test_more_labels_do_not_come_after_the_passes_over_the_old_ones(tmp_path):
     check_budget(before, after, Spent(), "runs/mine")
     Spent.spent = 100
     check_budget(before, before, Spent(), "runs/mine")
+
+
+# ==== on another machine =============================================================================================
+def test_a_run_that_was_copied_finds_its_policy_by_its_name(tmp_path):
+    folder = new_run(run_dir=tmp_path / "mine")
+    config = folder / "config.yaml"
+    policy = StoredRun.read(folder).config.policy
+    config.write_text(config.read_text().replace(policy, "/gone/policy"))
+    assert StoredRun.read(folder).config.policy == policy, "the world's own"
+    (folder / "policy_name.txt").write_text(str(tmp_path / "nowhere"))
+    assert StoredRun.read(folder).config.policy == "/gone/policy", "who needs it says what is missing"
+
+
+def test_a_run_whose_prompts_are_gone_is_described_all_the_same(tmp_path, monkeypatch):
+    def gone(*_, **__):
+        raise DataError("env.path='prompts.jsonl' can't be read.")
+
+    stored = StoredRun.read(new_run(run_dir=tmp_path / "mine"))
+    assert stored.world_if_there() is not None
+    monkeypatch.setattr(stored_run, "make_world", gone)
+    assert stored.world_if_there() is None
+    command, _ = how_to_reproduce(stored, None)
+    assert "--policy POLICY" in command and "--set loop.batch_size=4" in command
