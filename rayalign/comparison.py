@@ -8,6 +8,7 @@ rows: agents, tuned examples, agents with settings      checked: what has to be 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ray import cloudpickle
 
 from rayalign import loop, storage
 from rayalign.agents import agent_class
@@ -251,11 +251,18 @@ def _read(text: str) -> Any:
 
 
 def _name_of(oracle: Any) -> str:
-    """Says which oracle it is, also of a function: equal code has equal names."""
+    """Says which oracle it is, the same in every process: of a function its name and source, not what it closes over.
+
+    Not its pickle, which depends on the process where the code has a set in it: a resumed comparison would buy anew.
+    """
     if oracle is None or isinstance(oracle, str):
         return repr(oracle)
-    name = f"{getattr(oracle, '__module__', '')}.{getattr(oracle, '__qualname__', type(oracle).__name__)}"
-    return f"{name}#{hashlib.sha256(cloudpickle.dumps(oracle)).hexdigest()[:8]}"
+    name = f"{getattr(oracle, '__module__', '')}.{getattr(oracle, '__qualname__', type(oracle).__qualname__)}"
+    try:
+        source = inspect.getsource(oracle if callable(oracle) and hasattr(oracle, "__qualname__") else type(oracle))
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        return name
+    return f"{name}#{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def _settings(row: Row, common: Mapping[str, Any], seed: int, world_per_seed: bool) -> dict[str, Any]:

@@ -417,7 +417,7 @@ def _explained(run_dir: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         where = storage.plain(run_dir)
-        print(f"interrupted: nothing bought is lost, `rayalign resume {where}` goes on", file=sys.stderr, flush=True)
+        print(f"nothing bought is lost: `rayalign resume {where}` goes on", file=sys.stderr, flush=True)
         raise
     except Exception as error:
         note_failed_start(run_dir, error)

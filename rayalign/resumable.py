@@ -11,6 +11,9 @@ _POOL = (
     "num_replicas", "cpus_per_replica", "gpus_per_replica", "nodes", "threads_per_replica", "chunk_prompts",
     "start_timeout_s", "request_timeout_s", "sync_timeout_s", "max_restarts", "max_batch_tokens",
 )  # fmt: skip
+_VLLM = (  # not enable_lora: what was written down to come back to is of the one kind or the other
+    "gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "tensor_parallel", "max_sequences", "transport",
+)  # fmt: skip
 _LOOP = (
     "budget", "shared_budget", "max_stalled_batches", "gate_timeout_s", "agent_checkpoint_every", "agent_device",
     "agent_threads", "sleep_engines", "collector_cpus", "collector_gpus", "collector_nodes",
@@ -28,15 +31,16 @@ _ORACLE = (
     "judge.longest_pause_s", "judge.price", "judge.max_spend", "http.", "human.", "users.",
 )  # fmt: skip
 FREE_TO_CHANGE = (
-    "run_dir", "logging.", "evaluation.every", "rollout.vllm.", "scorer.logprob_chunk_tokens",
-    "scorer.max_gradient_tokens",
+    "run_dir", "logging.", "evaluation.every", "scorer.logprob_chunk_tokens", "scorer.max_gradient_tokens",
+    *(f"rollout.vllm.{name}" for name in _VLLM),
     *(f"loop.{name}" for name in _LOOP),
     *(f"{section}.{name}" for section in ("rollout", "scorer") for name in _POOL),
     *(f"learner.{name}" for name in _LEARNER),
     *(f"{section}.{name}" for section in ("oracle", "evaluation.oracle") for name in _ORACLE),
 )  # fmt: skip
 """Settings, or beginnings of their names, that may change between two parts of a run: where it computes, how long it
-waits, how much it may spend. None changes what was already bought means, or what is learned from it."""
+waits, how much it may spend. None changes what was already bought means, or, but for rounding, what is learned from
+it."""
 
 
 def check_changes(before: RunConfig, after: RunConfig, where: str) -> None:

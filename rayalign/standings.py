@@ -39,7 +39,8 @@ IRRELEVANT = (
     "loop.gate_timeout_s",
     "oracle.target_ongoing",
 )
-"""Settings in which runs of one row may differ: each world brings its own policy."""
+"""Settings in which runs of one row may differ: where they are kept, how long they wait, how replicas are added, and
+that each world brings its own policy."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,23 @@ def test_runs_are_told_apart_by_who_labels_and_not_by_how_a_number_is_written() 
     assert folder_of("sea:agent.beta=0.2") == folder_of("sea:agent.beta=2e-1") != folder_of("sea:agent.beta=0.3")
     folders = [folder_of("sea", oracle) for oracle in (None, "human", mine, other)]
     assert len(set(folders)) == 4 and folder_of("sea", mine) == folders[2]
+
+
+def test_a_functions_name_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """A comparison that is resumed has to find its runs: a set in the code is pickled in another order each time."""
+    file = tmp_path / "judged.py"
+    file.write_text(
+        "from rayalign.comparison import _name_of\n"
+        "def mine(prompt, response):\n    return float(response in {'a', 'b', 'c', 'd', 'e', 'f'})\n"
+        "print(_name_of(mine), _name_of(len))\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, str(file)], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1 and "__main__.mine#" in told.pop()
 
 
 def test_an_example_brings_its_oracle_for_all_rows(tmp_path: Path) -> None:

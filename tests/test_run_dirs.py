@@ -132,6 +132,8 @@ def test_what_changes_the_learning_is_done_by_a_replay():
         check_changes(RunConfig(), changed(**{"learner.learning_rate": 1e-5}), "runs/mine")
     with pytest.raises(ConfigError) as refused:
         check_changes(RunConfig(), changed(**{"rollout.temperature": 0.1}), "runs/mine")
+    with pytest.raises(ConfigError, match="enable_lora"):
+        check_changes(RunConfig(), changed(**{"rollout.vllm.enable_lora": True}), "runs/mine")
     assert "replay" not in str(refused.value)
 
 

@@ -38,10 +38,10 @@ def test_a_wait_that_is_too_long_says_what_was_waited_for():
 
 def test_a_learner_that_goes_on_is_waited_for_however_far_behind_it_is():
     window, passed = Window(), []
-    thread = threading.Thread(target=lambda: passed.append(window.wait_for_version(8, timeout_s=0.5)))
+    thread = threading.Thread(target=lambda: passed.append(window.wait_for_version(8, timeout_s=2.0)))
     thread.start()
     for version in range(1, 9):
-        time.sleep(0.2)
+        time.sleep(0.4)  # 3.2 s in all
         window.publish(weights(version))
     thread.join(timeout=5.0)
     assert passed == [8]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,10 +125,12 @@ def evaluate(
     settings = dict(read_changes(changes))
     if (harness is None) == (format is None):
         raise ConfigError("name one of --format (alpaca_eval, mt_bench; with --prompts) and --harness TASKS.")
-    ignored = {
-        "--best-of": best_of, "--temperature": temperature, "--name": name, "--seed": seed, "--prompts": prompts,
-    } if harness is not None else {"--limit": limit, "--include-path": include_path}  # fmt: skip
-    if unused := [option for option, value in ignored.items() if value]:
+    if harness is None:
+        ignored: dict[str, Any] = {"--limit": limit, "--include-path": include_path}
+    else:
+        ignored = {"--best-of": best_of or None, "--temperature": temperature, "--name": name}
+        ignored |= {"--seed": seed, "--prompts": prompts}
+    if unused := [option for option, value in ignored.items() if value is not None]:
         raise ConfigError(
             f"{', '.join(unused)} means nothing with {'--harness' if harness else '--format'}; leave it out."
         )
