@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.types import Candidate, Duel, Prompt, Verdict
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 48, 32

@@ -18,17 +18,17 @@ import ray
 import torch
 
 from rayalign.agents import make_agent
-from rayalign.collector import Collector
-from rayalign.collector_client import CollectorClient
-from rayalign.engines import Engines
 from rayalign.env import make_world
-from rayalign.evaluate import EvaluationConfig
+from rayalign.evaluation.evaluate import EvaluationConfig
 from rayalign.learner.stream import EndOfStream
-from rayalign.logs import read_metrics
+from rayalign.loop.collector import Collector
+from rayalign.loop.collector_client import CollectorClient
+from rayalign.loop.engines import Engines
 from rayalign.rollout.config import RolloutConfig
 from rayalign.rollout.engine import Sampling
 from rayalign.rollout.weights import Weights, pack
-from rayalign.run_config import LoopConfig, RunConfig
+from rayalign.runs.config import LoopConfig, RunConfig
+from rayalign.runs.logs import read_metrics
 from rayalign.serve import start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
 from rayalign.types import Candidate, Prompt

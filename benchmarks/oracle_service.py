@@ -37,10 +37,10 @@ import numpy as np
 import ray
 import torch
 
+from rayalign.after.serving import serve_oracle
 from rayalign.env.labels import Oracle
 from rayalign.serve import OracleConfig, start_oracle, stop_oracle
 from rayalign.serve.oracles import oracle_factory
-from rayalign.serving import serve_oracle
 from rayalign.types import Candidate, Duel, Prompt, Verdict
 
 CALLERS = 64

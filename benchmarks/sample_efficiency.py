@@ -24,12 +24,12 @@ from typing import Any
 
 from rayalign.agents.sea import VARIANTS
 from rayalign.cli.search import Lines
-from rayalign.evaluate import paired_ratio
+from rayalign.evaluation.evaluate import paired_ratio
 from rayalign.example import load_example, merged
-from rayalign.many import Job, run_many
-from rayalign.plots import compare_win_rate, png
-from rayalign.run_record import RunRecord
-from rayalign.standings import Rows, StoredRun, markdown, merge, rows_from_plain, rows_to_plain, table, verdicts
+from rayalign.report.plots import compare_win_rate, png
+from rayalign.report.standings import Rows, StoredRun, markdown, merge, rows_from_plain, rows_to_plain, table, verdicts
+from rayalign.runs.record import RunRecord
+from rayalign.studies.many import Job, run_many
 
 ROOT = Path(__file__).parents[1]
 TARGETS = (0.5, 0.55, 0.6, 0.65, 0.7)

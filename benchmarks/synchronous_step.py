@@ -108,7 +108,7 @@ def bare(run_dir: Path, options: argparse.Namespace) -> dict[str, float]:
     import torch
     from vllm import LLM, SamplingParams
 
-    from rayalign.ledger import Ledger
+    from rayalign.ledger.ledger import Ledger
     from rayalign.models import resolve_policy
 
     torch.set_num_threads(options.threads)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from rayalign.logs import read_metrics
+from rayalign.runs.logs import read_metrics
 
 
 def main() -> None:

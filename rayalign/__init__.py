@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayalign.after.export import export
+    from rayalign.after.replay import replay
+    from rayalign.after.serving import serve_oracle, serve_policy
     from rayalign.agents import list_agents
-    from rayalign.comparison import Comparison
     from rayalign.env import list_envs
-    from rayalign.export_run import export
-    from rayalign.loop import resume, run
-    from rayalign.replay_run import replay
-    from rayalign.result import Result
+    from rayalign.loop.loop import resume, run
+    from rayalign.runs.result import Result
     from rayalign.serve.http.ask import ask_oracle
-    from rayalign.serving import serve_oracle, serve_policy
-    from rayalign.tune import trainable
+    from rayalign.studies.comparison import Comparison
+    from rayalign.studies.tune import trainable
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,17 +37,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "run": "rayalign.loop",
-    "resume": "rayalign.loop",
-    "replay": "rayalign.replay_run",
-    "export": "rayalign.export_run",
+    "run": "rayalign.loop.loop",
+    "resume": "rayalign.loop.loop",
+    "replay": "rayalign.after.replay",
+    "export": "rayalign.after.export",
     "ask_oracle": "rayalign.serve.http.ask",
-    "serve_oracle": "rayalign.serving",
-    "serve_policy": "rayalign.serving",
-    "Result": "rayalign.result",
-    "compare": "rayalign.comparison",
-    "Comparison": "rayalign.comparison",
-    "trainable": "rayalign.tune",
+    "serve_oracle": "rayalign.after.serving",
+    "serve_policy": "rayalign.after.serving",
+    "Result": "rayalign.runs.result",
+    "compare": "rayalign.studies.comparison",
+    "Comparison": "rayalign.studies.comparison",
+    "trainable": "rayalign.studies.tune",
     "list_agents": "rayalign.agents",
     "list_envs": "rayalign.env",
 }

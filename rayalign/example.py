@@ -9,14 +9,14 @@ from typing import Any
 
 from rayalign.config import flatten
 from rayalign.errors import ConfigError
-from rayalign.recipe import settings_of
+from rayalign.runs.recipe import settings_of
 
 SHORT_NAMES = {"budget": "loop.budget", "seed": "loop.seed", "max_staleness": "loop.max_staleness"}
 """What `rayalign.run` takes as arguments of its own, and the settings that they are."""
 
 
 def load_example(file: str | Path, choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The settings in `CONFIG` of a Python file, which is executed for it; `choices` are for a `rayalign.recipe`."""
+    """The settings in `CONFIG` of a Python file, which is executed for it; `choices` are for a recipe."""
     if not Path(file).is_file():
         raise ConfigError(
             f"{str(file)!r} is not a file. Name a tuned example, or an agent (`rayalign agents` lists them)."

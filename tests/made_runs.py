@@ -10,13 +10,13 @@ from pathlib import Path
 
 from whole_runs import SMALL
 
-from rayalign import loop
 from rayalign.env.truth import TruthOracle
-from rayalign.ledger import Ledger
-from rayalign.purchase import Purchaser
-from rayalign.result import Result
+from rayalign.ledger.ledger import Ledger
+from rayalign.ledger.purchase import Purchaser
+from rayalign.loop import loop
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.transformers_engine import TransformersEngine
+from rayalign.runs.result import Result
 from rayalign.types import Duel
 
 SEA = {

@@ -17,29 +17,29 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import rayalign.loop
+import rayalign.loop.loop
 from rayalign.agents import list_agents
 from rayalign.cli import app, run_example
 from rayalign.config import describe
 from rayalign.env import list_envs
 from rayalign.errors import BudgetError, ConfigError
-from rayalign.logs import RunLog
-from rayalign.run_config import RunConfig
+from rayalign.runs.config import RunConfig
+from rayalign.runs.logs import RunLog
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Calls of `rayalign.loop.run` and `resume`, which are caught before they start anything."""
+    """Calls of `rayalign.loop.loop.run` and `resume`, which are caught before they start anything."""
     calls: list[Call] = []
 
     def caught(*args: Any, **kwargs: Any) -> str:
         calls.append((args, kwargs))
         return "result"
 
-    monkeypatch.setattr(rayalign.loop, "run", caught)
-    monkeypatch.setattr(rayalign.loop, "resume", caught)
+    monkeypatch.setattr(rayalign.loop.loop, "run", caught)
+    monkeypatch.setattr(rayalign.loop.loop, "resume", caught)
     return calls
 
 
@@ -134,7 +134,7 @@ def test_our_errors_are_one_line_and_exit_code_2(error: Exception, monkeypatch: 
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(rayalign.loop, "run", fail)
+    monkeypatch.setattr(rayalign.loop.loop, "run", fail)
     done = invoke("run", "sea")
     assert done.exit_code == 2
     assert done.stderr == f"error: {error}\n"
@@ -145,7 +145,7 @@ def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(rayalign.loop, "run", fail)
+    monkeypatch.setattr(rayalign.loop.loop, "run", fail)
     assert isinstance(invoke("run", "sea").exception, ZeroDivisionError)
 
 
@@ -153,7 +153,7 @@ def test_an_interrupt_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rayalign.loop, "run", interrupt)
+    monkeypatch.setattr(rayalign.loop.loop, "run", interrupt)
     done = invoke("run", "sea")
     assert done.exit_code == 130
     assert done.stderr == "interrupted\n"
@@ -252,7 +252,7 @@ def test_a_service_ends_in_good_order_at_sigterm_as_at_ctrl_c(monkeypatch: pytes
         yield SimpleNamespace(model=what, url="http://127.0.0.1:1/v1", needs_token=False)
         ended.append(what)
 
-    monkeypatch.setattr("rayalign.serving.serve_policy", served)
+    monkeypatch.setattr("rayalign.after.serving.serve_policy", served)
 
     def stop_it(number: int) -> None:
         while signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:

@@ -13,7 +13,7 @@ from rayalign.agents import agent_class, list_agents
 from rayalign.cli import app
 from rayalign.config import describe
 from rayalign.env import list_envs
-from rayalign.run_config import RunConfig
+from rayalign.runs.config import RunConfig
 
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
 EVERYTHING = "\n".join(TEXTS.values())

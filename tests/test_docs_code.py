@@ -25,13 +25,13 @@ from typer.testing import CliRunner
 
 import rayalign
 import rayalign.env.prompts
-import rayalign.loop
+import rayalign.loop.loop
 from rayalign import config as settings
 from rayalign.cli import app
 from rayalign.env import ENVS
 from rayalign.models import SMOLLM2, resolve_policy
-from rayalign.resources import plan
-from rayalign.result import Result
+from rayalign.runs.resources import plan
+from rayalign.runs.result import Result
 from rayalign.serve.call_book import Answer, CallBook, Question
 
 QUICKSTART = ROOT / "docs" / "quickstart.md"
@@ -57,7 +57,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def finished(cluster, tmp_path_factory):
     """The directory of a real run: the quickstart's first block, with 64 labels instead of 2,000."""
-    execute = rayalign.loop.execute
+    execute = rayalign.loop.loop.execute
 
     def with_fewer_labels(plan_, *args):
         plan_ = dataclasses.replace(plan_, config=settings.apply(plan_.config, FEWER))
@@ -67,7 +67,7 @@ def finished(cluster, tmp_path_factory):
     names: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("quickstart"))
-        patch.setattr(rayalign.loop, "execute", with_fewer_labels)
+        patch.setattr(rayalign.loop.loop, "execute", with_fewer_labels)
         exec(compile(blocks(QUICKSTART, "python")[0].code, str(QUICKSTART), "exec"), names)
     assert names["result"].labels_spent == FEWER["loop.budget"]
     return names["result"].path
@@ -111,8 +111,8 @@ def checked(finished, folder, monkeypatch):
     known = set(ENVS)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(rayalign.loop, "execute", check)
-    monkeypatch.setattr(rayalign.loop, "resolve_policy", hub)
+    monkeypatch.setattr(rayalign.loop.loop, "execute", check)
+    monkeypatch.setattr(rayalign.loop.loop, "resolve_policy", hub)
     yield planned
     shutil.rmtree(folder / "runs", ignore_errors=True)
     for env_id in set(ENVS) - known:  # a page registers one of its own

@@ -19,7 +19,7 @@ from PIL import Image
 from rayalign.agents import agent_class, list_agents
 from rayalign.config import describe
 from rayalign.env import NUMERIC, list_envs
-from rayalign.run_config import RunConfig
+from rayalign.runs.config import RunConfig
 
 DOCS = ROOT / "docs"
 

@@ -19,20 +19,19 @@ PACKAGE = Path(rayalign.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = """
-    errors types config nodes cache hf share code_version random_streams
-    arrow_log ledger_rows preference_table ledger shared_budget
-    claims
-    env purchase storage
-    rollout models preference_export staleness stopwatch
+    errors types config random_streams
+    system
+    env ledger storage
+    rollout models
     agents
     learner
     scoring
     serve
-    metrics evaluate logs result run_record plots standings report progress
-    run_config run_dirs resumable stored_run agent_state resources placement recipe
-    heldout engines train_batches duel_statistics collector online collector_client
-    loop branch guided many example comparison tune search_results memory calibration estimate
-    replay_feed replay_run model_card export_run aligned answers harness serving
+    evaluation
+    runs
+    report
+    loop
+    example studies estimate after
     cli
 """.split()
 """Each file or folder of the package may import those before it; `rayalign/__init__.py` imports lazily, exempt."""

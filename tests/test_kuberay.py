@@ -11,9 +11,9 @@ import ray
 import yaml
 from typer.testing import CliRunner
 
-import rayalign.loop
+import rayalign.loop.loop
 from rayalign.cli import app
-from rayalign.resources import check_nodes, plan
+from rayalign.runs.resources import check_nodes, plan
 
 ROOT = Path(__file__).parents[1]
 MANIFEST = ROOT / "tuned_examples" / "kuberay" / "sea_tinyworld.yaml"
@@ -57,7 +57,7 @@ def planned(words, monkeypatch):
         plans.append(plan_)
         raise Planned
 
-    monkeypatch.setattr(rayalign.loop, "execute", keep)
+    monkeypatch.setattr(rayalign.loop.loop, "execute", keep)
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, Planned), done.output

@@ -3,8 +3,8 @@
 import pytest
 from made_runs import made_run
 
-from rayalign.ledger import Ledger
-from rayalign.preference_export import export_preferences
+from rayalign.ledger.ledger import Ledger
+from rayalign.runs.preference_export import export_preferences
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 

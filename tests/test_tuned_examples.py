@@ -10,7 +10,7 @@ from rayalign.agents import agent_class
 from rayalign.cli import SHORT_NAMES, load_example
 from rayalign.config import apply, flatten
 from rayalign.env import make_world
-from rayalign.run_config import RunConfig
+from rayalign.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "tuned_examples").glob("*.py"))

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from rayalign.errors import LedgerError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 SMALL = {
     "loop.batch_size": 4,

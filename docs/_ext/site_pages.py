@@ -28,7 +28,7 @@ from rayalign.cli import load_example
 from rayalign.cli.lists import doc_of, keywords, value_text
 from rayalign.config import REQUIRED, Setting, describe, field_types, section_type
 from rayalign.env import ENVS, NUMERIC, list_envs
-from rayalign.run_config import RunConfig
+from rayalign.runs.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAPER = "Differs from the paper"

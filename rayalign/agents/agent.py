@@ -158,7 +158,7 @@ class Agent:
         """Learn from stream batch `batch`, oracle-labelled and synthetic. Returns numbers worth logging.
 
         Its duels are those that `select` picked for the batch of the same index, except with an oracle that takes its
-        time (see `rayalign.ledger`): then they are of several, as `duel.batch` says.
+        time (see `rayalign.ledger.ledger`): then they are of several, as `duel.batch` says.
         Must be a function of the state that `observe` left, the arguments and `rng` alone, whatever the order of
         `preferences`: after a crash the batches since the last `save` are observed again, and `select` is not.
         """

@@ -29,7 +29,7 @@ def replay(
     changes: Changes = None,
 ) -> None:
     """Train an agent offline on the labels of a run. None is bought; evaluation needs an --oracle."""
-    from rayalign.replay_run import replay as start
+    from rayalign.after.replay import replay as start
 
     start(
         source,
@@ -60,7 +60,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the policy, its preferences and a model card as Hugging Face directories."""
-    from rayalign.export_run import export as write
+    from rayalign.after.export import export as write
 
     written = write(run_dir, out, adapter=adapter, base_model=base_model, conversational=conversational)
     typer.echo(str(written))
@@ -81,7 +81,7 @@ def serve(
     changes: Changes = None,
 ) -> None:
     """Serve the policy behind an OpenAI-compatible endpoint until Ctrl-C or SIGTERM."""
-    from rayalign.serving import serve_policy
+    from rayalign.after.serving import serve_policy
 
     settings = dict(read_changes(changes))
     with serve_policy(
@@ -135,13 +135,13 @@ def evaluate(
             f"{', '.join(unused)} means nothing with {'--harness' if harness else '--format'}; leave it out."
         )
     if harness is not None:
-        from rayalign.harness import run_harness
+        from rayalign.after.harness import run_harness
 
         typer.echo(str(run_harness(what, harness, out, include_path=include_path, limit=limit, **settings)))
         return
     if prompts is None or format is None:
         raise ConfigError("--format needs --prompts, the file with its questions.")
-    from rayalign.answers import write_answers
+    from rayalign.after.answers import write_answers
 
     written = write_answers(
         what,

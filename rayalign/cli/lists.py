@@ -57,7 +57,7 @@ def settings(
     section: Annotated[str | None, typer.Argument(help="Only this section, e.g. learner or rollout.")] = None,
 ) -> None:
     """List all settings with types, defaults and meanings (an agent's own: `rayalign agents NAME`)."""
-    from rayalign.run_config import RunConfig
+    from rayalign.runs.config import RunConfig
 
     known = describe(RunConfig)
     shown = [s for s in known if section is None or s.name == section or s.name.startswith(f"{section}.")]

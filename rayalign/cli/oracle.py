@@ -27,7 +27,7 @@ def oracle(
     changes: Changes = None,
 ) -> None:
     """Serve an oracle over HTTP until Ctrl-C or SIGTERM: to programs, and to runs with oracle.kind=http."""
-    from rayalign.serving import serve_oracle
+    from rayalign.after.serving import serve_oracle
 
     with serve_oracle(
         what,

@@ -10,7 +10,7 @@ import typer
 from rayalign.cli.app import Budget, Changes, Policy, RunDir, Seed, Staleness, app, plain_errors
 from rayalign.errors import ConfigError
 from rayalign.example import load_example, merged
-from rayalign.recipe import Recipe, describe_choices, settings_of, split_choices
+from rayalign.runs.recipe import Recipe, describe_choices, settings_of, split_choices
 
 
 @app.command()
@@ -40,7 +40,7 @@ def resume(
     changes: Changes = None,
 ) -> None:
     """Go on with an interrupted run, or with a finished one that gets a larger budget."""
-    from rayalign.loop import resume as resume_run
+    from rayalign.loop.loop import resume as resume_run
 
     resume_run(run_dir, **merged({}, [*read_changes(changes), *_given(budget=budget)]))
 
@@ -53,14 +53,14 @@ def report(
 ) -> None:
     """Write plots and one self-contained HTML page about a run, or a comparison of several."""
     from rayalign import storage
-    from rayalign.report import write_report
+    from rayalign.report.report import write_report
 
     page = str(write_report(run_dirs, out))
     typer.echo(storage.join(run_dirs[0], "report.html") if out is None and storage.in_bucket(run_dirs[0]) else page)
 
 
 def run_example(config: Mapping[str, Any] | Recipe) -> Any:
-    """Run a tuned example's `CONFIG`, a dict or a `rayalign.recipe`, with what `sys.argv` adds, as `rayalign run` does.
+    """Run a tuned example's `CONFIG`, a dict or a recipe, with what `sys.argv` adds, as `rayalign run` does.
 
     A tuned example ends with `if __name__ == "__main__": run_example(CONFIG)`, so that
     `python tuned_examples/x.py --set agent.k=3` and `ray job submit` work. Returns the run's `Result`.
@@ -95,8 +95,8 @@ def run_example(config: Mapping[str, Any] | Recipe) -> Any:
 
 
 def start(base: Mapping[str, Any], changes: Sequence[tuple[str, Any]]) -> Any:
-    """Call `rayalign.loop.run` with the settings of `base` and then `changes`; the later of two wins."""
-    from rayalign.loop import run as run_loop
+    """Call `rayalign.loop.loop.run` with the settings of `base` and then `changes`; the later of two wins."""
+    from rayalign.loop.loop import run as run_loop
 
     settings = merged(base, changes)
     if "agent" not in settings:

@@ -15,10 +15,10 @@ from rayalign.cli.app import Budget, Changes, Policy, app, plain_errors
 from rayalign.cli.runs import read_changes
 from rayalign.errors import ConfigError
 from rayalign.example import load_example, merged
-from rayalign.recipe import settings_of, split_choices
+from rayalign.runs.recipe import settings_of, split_choices
 
 if TYPE_CHECKING:
-    from rayalign.many import Board, Job
+    from rayalign.studies.many import Board, Job
 
 EVERY_S = 60.0
 """Seconds between two lines about runs that go on."""
@@ -55,7 +55,7 @@ def compare(
     changes: Changes = None,
 ) -> None:
     """Compare agents fairly: how many labels each needs, against a baseline, with intervals and one sentence."""
-    from rayalign.comparison import compare as run_comparison
+    from rayalign.studies.comparison import compare as run_comparison
 
     done = run_comparison(
         [agents],
@@ -91,9 +91,9 @@ def estimate(
     changes: Changes = None,
 ) -> None:
     """Say what a run will cost before it is started: labels, money, tokens, memory per role, time."""
-    from rayalign import loop
-    from rayalign.estimate import estimate as work_out
-    from rayalign.estimate import rows_of
+    from rayalign.estimate.estimate import estimate as work_out
+    from rayalign.estimate.estimate import rows_of
+    from rayalign.loop import loop
 
     choices, others = split_choices(read_changes(changes))
     base = load_example(what, choices) if what.endswith(".py") else settings_of({"agent": what}, choices)
@@ -150,7 +150,7 @@ class Lines:
         self._jobs: dict[Any, Any] = {}
 
     def __call__(self, board: Board, job: Job, event: str) -> None:
-        """See `rayalign.many.run_many`."""
+        """See `rayalign.studies.many.run_many`."""
         self._jobs[job.folder] = job
         where = f"[{board.done}/{board.total}]"
         if event == "start":

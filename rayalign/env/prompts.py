@@ -171,7 +171,7 @@ def _once_a_pair(prompts: Sequence[Prompt]) -> dict[str, Prompt]:
 
 def _counter(tokenizer: str) -> Callable[[list[str]], list[int]]:
     """Tokens of each text, without special ones."""
-    from rayalign.hf import AutoTokenizer
+    from rayalign.system.hf import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rayalign.cache import cached_folder
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, DataError
+from rayalign.system.cache import cached_folder
 from rayalign.types import Prompt
 
 _VERSION = 1  # of the policy's checkpoint: part of its name in the cache
@@ -129,7 +129,7 @@ class Tabular(World):
         """
         import torch
 
-        from rayalign.hf import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        from rayalign.system.hf import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=self._tokenizer(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"

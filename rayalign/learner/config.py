@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rayalign.errors import ConfigError, did_you_mean
-from rayalign.nodes import check_selector
+from rayalign.system.nodes import check_selector
 
 STRATEGIES = ("plain", "ddp", "zero1", "zero2", "zero3")
 
@@ -39,7 +39,7 @@ class LearnerConfig:
     gpus_per_worker: float = 0.0
     """Ray GPUs each worker reserves; fractions collocate it with rollout replicas."""
     nodes: dict[str, str] = field(default_factory=dict)
-    """Labels of the nodes that workers may run on, e.g. {"role": "learner"} (see `rayalign.nodes`); empty: any."""
+    """Labels of the nodes that workers may run on, e.g. {"role": "learner"} (`rayalign.system.nodes`); empty: any."""
     threads_per_worker: int = 0
     """Torch threads of each worker on a CPU; 0 takes the whole CPUs it reserves, at least 1."""
     learning_rate: float = 5e-7

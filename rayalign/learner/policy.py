@@ -27,7 +27,7 @@ def whole(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
 
 def load_policy(path: str | Path, config: LearnerConfig, seed: int) -> PolicyModule:
     """The initial policy in training mode, without dropout of its own; with adapters where the config asks for them."""
-    from rayalign.hf import AutoModelForCausalLM
+    from rayalign.system.hf import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=getattr(torch, config.dtype))
@@ -140,8 +140,8 @@ def _cpu(value: Tensor) -> Tensor:
 
 def write_final(source: str | Path, state: Mapping[str, Tensor], folder: Path) -> None:
     """A Hugging Face directory of `state`: weights, config, generation config and the tokenizer of `source`."""
-    from rayalign.hf import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from rayalign.rollout.encode import load_tokenizer
+    from rayalign.system.hf import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     config = AutoConfig.from_pretrained(str(source))
     dtype = next(iter(state.values())).dtype
@@ -180,7 +180,7 @@ def _validate_adapters(config: LearnerConfig, policy_dir: str | Path) -> None:
     targets = lora_targets(settings)
     if targets == "all-linear":
         return
-    from rayalign.hf import AutoConfig, AutoModelForCausalLM
+    from rayalign.system.hf import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):  # names only, no memory
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(policy_dir)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayalign.errors import ConfigError, did_you_mean
-from rayalign.nodes import check_selector
+from rayalign.system.nodes import check_selector
 
 if TYPE_CHECKING:
     from rayalign.rollout.engine import Sampling
@@ -68,7 +68,7 @@ class PoolConfig:
     gpus_per_replica: float = 0.0
     """Ray GPUs each replica reserves; a fraction collocates it with others, 0 runs on the CPU."""
     nodes: dict[str, str] = field(default_factory=dict)
-    """Labels of the nodes that replicas may run on, e.g. {"role": "rollout"} (see `rayalign.nodes`); empty: any."""
+    """Labels of the nodes that replicas may run on, e.g. {"role": "rollout"} (`rayalign.system.nodes`); empty: any."""
     threads_per_replica: int = 0
     """Threads each replica computes with; 0 takes the whole CPUs it reserves, at least 1."""
     chunk_prompts: int = 0

@@ -29,7 +29,7 @@ def load_tokenizer(policy_dir: str | Path) -> Any:
             f"policy={str(policy_dir)!r} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). "
             "Save one beside the weights with tokenizer.save_pretrained(directory)."
         )
-    from rayalign.hf import AutoTokenizer
+    from rayalign.system.hf import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(path))

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rayalign.hf import AttentionInterface, AttentionMaskInterface
+from rayalign.system.hf import AttentionInterface, AttentionMaskInterface
 
 SHARED_PREFIX_MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 """Model types whose attention is a plain softmax(q k^T) v behind transformers' attention interface."""

@@ -88,8 +88,8 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, noise_PNT: Tensor | None
     ) -> list[list[Candidate]]:
         """One batch from prefill to the last end-of-sequence."""
-        from rayalign.hf import DynamicCache
         from rayalign.rollout.kv_cache import SharedPrefixCache, repeat_with_room
+        from rayalign.system.hf import DynamicCache
 
         device, n = self._device, sampling.n
         rows = len(prompts) * n
@@ -227,8 +227,8 @@ def _left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[T
 
 
 def _load_model(path: Path, dtype: str, device: torch.device) -> Any:
-    from rayalign.hf import AutoConfig, AutoModelForCausalLM
     from rayalign.rollout.kv_cache import ATTENTION, shares_prefix
+    from rayalign.system.hf import AutoConfig, AutoModelForCausalLM
 
     settings: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     try:

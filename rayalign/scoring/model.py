@@ -130,7 +130,7 @@ class ScorerModel:
             yield batch
 
     def _load(self) -> Any:
-        from rayalign.hf import AutoModelForCausalLM
+        from rayalign.system.hf import AutoModelForCausalLM
 
         try:
             model = AutoModelForCausalLM.from_pretrained(self.policy_dir, dtype=getattr(torch, self.config.dtype))

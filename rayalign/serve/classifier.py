@@ -125,7 +125,7 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[in
 
 # -- loading --------------------------------------------------------------------------------------------------------
 def _load(config: OracleConfig, placed: Mapping[str, Any], labels: Sequence[int], what: str) -> tuple[Any, Any]:
-    from rayalign.hf import AutoModelForSequenceClassification, AutoTokenizer
+    from rayalign.system.hf import AutoModelForSequenceClassification, AutoTokenizer
 
     options = {"trust_remote_code": config.trust_remote_code}
     try:
@@ -176,7 +176,7 @@ def _quantization(config: OracleConfig) -> dict[str, Any]:
         raise ConfigError(
             f"oracle.quantization={config.quantization!r} needs bitsandbytes: pip install 'rayalign[quantized]'."
         ) from error
-    from rayalign.hf import BitsAndBytesConfig
+    from rayalign.system.hf import BitsAndBytesConfig
 
     if config.quantization == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rayalign import errors, share, storage
+from rayalign import errors, storage
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.errors import OracleError, RayalignError, ResourceError, WaitError
 from rayalign.serve.applications import (
@@ -33,6 +33,7 @@ from rayalign.serve.config import OracleConfig
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import Address, oracle_kind
 from rayalign.serve.wire import DuelColumns
+from rayalign.system import share
 from rayalign.types import Duel, Verdict
 
 RETRY_PAUSE_S = 0.2

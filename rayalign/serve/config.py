@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
-from rayalign.nodes import check_selector
 from rayalign.serve.http.config import HttpConfig
 from rayalign.serve.judge_config import JudgeConfig
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.pairwise_config import PairwiseConfig
 from rayalign.serve.users.config import UsersConfig
+from rayalign.system.nodes import check_selector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class OracleConfig:
     gpus_per_replica: float = 0.0
     """Ray GPUs each replica reserves; fractions collocate it with other roles."""
     nodes: dict[str, str] = field(default_factory=dict)
-    """Labels of the nodes that replicas may run on, e.g. {"role": "oracle"} (see `rayalign.nodes`); empty: any."""
+    """Labels of the nodes that replicas may run on, e.g. {"role": "oracle"} (`rayalign.system.nodes`); empty: any."""
     max_batch_size: int = 512
     """Most duels judged in one go; the answers of each go are on disk before the next one starts."""
     batch_wait_s: float = 0.002

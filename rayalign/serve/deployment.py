@@ -28,13 +28,13 @@ from typing import Any, cast
 from ray import serve
 
 from rayalign import storage
-from rayalign.claims import Claims
 from rayalign.env.labels import LateOracle, Oracle
 from rayalign.errors import ConfigError, OracleError, RayalignError, UnfinishedError, WaitError
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.kinds import import_attribute, oracle_kind
 from rayalign.serve.wire import DuelColumns, VerdictColumns
+from rayalign.system.claims import Claims
 from rayalign.types import Duel, Verdict
 
 CALLS_GATHERED = 64

@@ -90,8 +90,8 @@ class OracleKind:
     needs_files: bool = False
     """Whether it keeps books of its own in the run directory, which then can't be in a bucket."""
     online: bool = False
-    """Prompts come from who judges, too: the run's collector is a `rayalign.online.OnlineCollector`, which answers them
-    and is reached as `COLLECTORS` says; and it takes another oracle to judge held-out answers."""
+    """Prompts come from who judges, too: the run's collector is an `OnlineCollector` (`rayalign.loop.online`), which
+    answers them and is reached as `COLLECTORS` says; and it takes another oracle to judge held-out answers."""
     notice: Callable[[OracleConfig], str] = _silent
     """A line for whoever started the run; never a secret."""
 

@@ -27,7 +27,7 @@ class LocalJudge:
     """The language model `config.target`, asked as an `Endpoint` is. Thread-safe. `DataError` if it can't be loaded."""
 
     def __init__(self, config: OracleConfig) -> None:
-        from rayalign.hf import AutoModelForCausalLM, AutoTokenizer
+        from rayalign.system.hf import AutoModelForCausalLM, AutoTokenizer
 
         self.config = config.judge
         options = {"trust_remote_code": config.trust_remote_code}

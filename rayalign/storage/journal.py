@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from rayalign.purchase import AnswerJournal
+from rayalign.ledger.purchase import AnswerJournal
 from rayalign.storage.objects import Bucket
 from rayalign.storage.uri import in_bucket
 

@@ -27,8 +27,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayalign.arrow_log import ArrowLog
 from rayalign.errors import LedgerError, StorageError
+from rayalign.ledger.arrow_log import ArrowLog
 from rayalign.storage.objects import Bucket
 
 WRITERS = "live/writers"

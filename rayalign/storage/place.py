@@ -21,14 +21,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rayalign.cache import cache_root
 from rayalign.errors import ConfigError, StorageError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.storage.files import Snapshots, restore
 from rayalign.storage.lease import Lease
 from rayalign.storage.log import BucketLog, Writer, recorded
 from rayalign.storage.objects import Bucket
 from rayalign.storage.uri import Uri, absolute, in_bucket
+from rayalign.system.cache import cache_root
 
 SAVE_EVERY_S = 30.0
 """Seconds of numbers that a lost machine may take along; ledgers and checkpoints are not among them."""

@@ -3,7 +3,7 @@
 from whole_runs import contents
 
 import rayalign
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 QUICK = {
     "evaluation.every": 0,

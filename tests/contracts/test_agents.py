@@ -9,7 +9,7 @@ from ray import cloudpickle
 from whole_runs import contents
 
 import rayalign
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 GUIDE = Path(__file__).parents[2] / "docs" / "adding_an_agent.md"
 QUICK = {

@@ -10,7 +10,7 @@ from whole_runs import contents, spent
 
 import rayalign
 from rayalign.errors import OracleError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 
 def oracle_with_a_switch(flag: Path):

@@ -9,9 +9,9 @@ import time
 import pytest
 from whole_runs import SMALL, contents, kill_driver, start_driver
 
-from rayalign.ledger import fold
-from rayalign.report import write_report
-from rayalign.result import Result
+from rayalign.ledger.ledger import fold
+from rayalign.report.report import write_report
+from rayalign.runs.result import Result
 from rayalign.storage import fetched
 from rayalign.storage.log import recorded
 from rayalign.storage.objects import Bucket

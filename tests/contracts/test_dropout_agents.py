@@ -4,7 +4,7 @@ import pyarrow.compute as pc
 import pytest
 
 import rayalign
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 SMALL = {
     "loop.batch_size": 4,

@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 from whole_runs import SMALL
 
 import rayalign
-from rayalign import cli, export_run, loop
+from rayalign import cli
+from rayalign.after import export as export_run
+from rayalign.after.export import check_loads, export
 from rayalign.config import diff
 from rayalign.errors import ConfigError, DataError
-from rayalign.export_run import check_loads, export
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
+from rayalign.loop import loop
 from rayalign.models import hub_id
-from rayalign.stored_run import StoredRun
+from rayalign.runs.stored import StoredRun
 
 
 @pytest.fixture(scope="module")

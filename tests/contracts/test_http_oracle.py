@@ -18,7 +18,7 @@ from whole_runs import contents, spent
 from rayalign.env import make_world
 from rayalign.env.truth import TruthOracle
 from rayalign.errors import OracleError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 TOKEN = "marker-token-of-the-served-oracle"
 START_S = 150

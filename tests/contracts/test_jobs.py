@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rayalign.cache import cache_root
-from rayalign.result import Result
+from rayalign.runs.result import Result
+from rayalign.system.cache import cache_root
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")

@@ -10,7 +10,7 @@ from whole_runs import contents
 
 import rayalign
 from rayalign.errors import ConfigError, OracleError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.serve.judge_stats import judge_stats
 
 KEY = "sk-very-secret-9876543210"

@@ -8,7 +8,7 @@ from vllm_server import vllm_server
 from whole_runs import contents
 
 from rayalign.errors import DataError, OracleError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.models import prepare_smollm2
 from rayalign.serve import OracleConfig
 from rayalign.serve.judge import JudgeOracle

@@ -10,7 +10,7 @@ from made_runs import SEA
 from whole_runs import WITH_ENGINE, Killer, contents, kill_driver, spent, start_driver
 
 import rayalign
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.types import LabelSource
 
 BUDGET, KILL_AT = 36, 14

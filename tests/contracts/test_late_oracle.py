@@ -5,7 +5,7 @@ from collections import Counter
 
 from whole_runs import contents
 
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.types import Verdict
 
 

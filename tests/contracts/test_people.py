@@ -14,15 +14,15 @@ import pytest
 from whole_runs import SMALL, Killer, contents, kill_driver, spent, start_driver
 
 import rayalign
+from rayalign.after.serving import serve_oracle
 from rayalign.errors import ConfigError
-from rayalign.ledger import Ledger
-from rayalign.logs import read_timeline
+from rayalign.ledger.ledger import Ledger
+from rayalign.runs.logs import read_timeline
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.labelling.app import HEADERS
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.oracles import oracle_factory
-from rayalign.serving import serve_oracle
 
 TOKENS = {"ann": "the-secret-of-ann-1", "bob": "the-secret-of-bob-2"}
 

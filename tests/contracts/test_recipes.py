@@ -9,8 +9,8 @@ from dataset_rows import ROWS
 from random_policies import save_policy
 
 import rayalign
-from rayalign.ledger import Ledger
-from rayalign.recipe import settings_of
+from rayalign.ledger.ledger import Ledger
+from rayalign.runs.recipe import settings_of
 
 RECIPE = Path(__file__).parents[2] / "tuned_examples" / "recipes" / "ae_borda_dpo.py"
 TOY = {

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from whole_runs import SMALL, contents, spent
 
 import rayalign
+from rayalign.after.replay import replay
+from rayalign.after.replay_feed import LedgerBatches, ReplayConfig
 from rayalign.errors import ConfigError, DataError
-from rayalign.ledger import Ledger
-from rayalign.replay_feed import LedgerBatches, ReplayConfig
-from rayalign.replay_run import replay
+from rayalign.ledger.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

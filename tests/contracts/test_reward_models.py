@@ -8,7 +8,7 @@ from tiny_judges import save_bert, save_llama
 from whole_runs import contents
 
 import rayalign
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.oracles import oracle_factory
 

@@ -11,7 +11,7 @@ from whole_runs import WITH_ENGINE, contents
 
 import rayalign
 from rayalign.errors import ConfigError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import openai
 import pytest
 from made_runs import made_run
 
+from rayalign.after.serving import serve_policy
 from rayalign.errors import ConfigError, DataError
-from rayalign.serving import serve_policy
 
 TOKEN = "a-token-of-the-tests-alone"
 

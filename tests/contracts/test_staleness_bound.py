@@ -2,8 +2,8 @@
 
 from whole_runs import WITH_ENGINE, contents
 
-from rayalign.ledger import Ledger
-from rayalign.logs import read_timeline
+from rayalign.ledger.ledger import Ledger
+from rayalign.runs.logs import read_timeline
 
 
 def test_generation_runs_ahead_within_the_bound_and_overlaps_learning(small_run):

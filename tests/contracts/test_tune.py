@@ -14,12 +14,12 @@ from ray import tune
 from whole_runs import SMALL, contents, spent
 
 import rayalign
-from rayalign.branch import branched_from
 from rayalign.errors import ConfigError
-from rayalign.ledger import Ledger
-from rayalign.search_results import SearchResults
-from rayalign.shared_budget import inherited_labels, reserved
-from rayalign.tune import CAP_FILE
+from rayalign.ledger.ledger import Ledger
+from rayalign.ledger.shared_budget import inherited_labels, reserved
+from rayalign.loop.branch import branched_from
+from rayalign.studies.search_results import SearchResults
+from rayalign.studies.tune import CAP_FILE
 
 SETTINGS = {**SMALL, "evaluation.every": 8, "evaluation.num_prompts": 2, "agent.beta": 0.1}
 QUIET = {"verbose": 0}

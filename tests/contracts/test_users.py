@@ -15,7 +15,7 @@ from whole_runs import SMALL, Killer, contents, kill_driver, spent, start_driver
 import rayalign
 from rayalign.env import make_world
 from rayalign.errors import ConfigError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.oracles import oracle_factory
 

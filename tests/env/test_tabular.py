@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rayalign.cache import cached_folder
 from rayalign.env.tabular import Tabular
 from rayalign.errors import ConfigError, DataError
+from rayalign.system.cache import cached_folder
 from rayalign.types import Prompt
 
 

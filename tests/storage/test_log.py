@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from rayalign.errors import LedgerError, RayalignError, StorageError
-from rayalign.ledger import Ledger
+from rayalign.ledger.ledger import Ledger
 from rayalign.storage.log import BucketLog, Writer, recorded
 from rayalign.storage.objects import Bucket
 from rayalign.types import Candidate, Duel, Prompt, Verdict

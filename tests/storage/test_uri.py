@@ -7,10 +7,11 @@ from typer.testing import CliRunner
 from whole_runs import SMALL
 
 import rayalign
-from rayalign import loop, storage
+from rayalign import storage
 from rayalign.cli import app
 from rayalign.errors import ConfigError
-from rayalign.report import write_report
+from rayalign.loop import loop
+from rayalign.report.report import write_report
 from rayalign.storage import objects
 from rayalign.storage.objects import Bucket
 

@@ -18,7 +18,7 @@ Source      ActiveDPO (2025), section 4, "Hyper-parameters", where nothing else 
 
 from typing import Any, Literal
 
-from rayalign.placement import place
+from rayalign.runs.placement import place
 
 BASES = {"gemma-2b": "google/gemma-2b", "qwen3-4b": "Qwen/Qwen3-4B", "llama-2-7b": "meta-llama/Llama-2-7b-hf"}
 

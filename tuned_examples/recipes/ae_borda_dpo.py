@@ -21,7 +21,7 @@ Source      Mehta et al. 2023, appendix K.1, where nothing else is said; "code" 
 
 from typing import Any, Literal
 
-from rayalign.placement import place
+from rayalign.runs.placement import place
 
 BASES = {
     "gpt2": "openai-community/gpt2",

@@ -21,7 +21,7 @@ Source      Mehta et al. 2023, appendix K.2, where nothing else is said; "code" 
 
 from typing import Any, Literal
 
-from rayalign.placement import place
+from rayalign.runs.placement import place
 
 BASE = "huggyllama/llama-7b"
 

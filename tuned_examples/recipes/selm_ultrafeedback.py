@@ -19,7 +19,7 @@ Source      Zhang et al. 2024, appendix D, where nothing else is said; "code" is
 from typing import Any, Literal
 
 from rayalign.errors import ConfigError
-from rayalign.placement import place
+from rayalign.runs.placement import place
 
 LABELS_A_PROMPT = 3
 """Duels that rank the fresh response and the data's two."""

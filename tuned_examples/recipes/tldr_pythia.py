@@ -17,7 +17,7 @@ Source      Liu et al. 2024, appendix F.1, where nothing else is said; "code" is
 from typing import Any, Literal
 
 from rayalign.errors import ConfigError
-from rayalign.placement import place
+from rayalign.runs.placement import place
 
 BETA = {"dpo": 0.1, "slic": 0.2, "ipo": 0.2}
 """IPO's was tuned over 0.2, 0.3, 0.5, 1.0 for each size; which was best is not printed."""

@@ -14,7 +14,7 @@ Source      Liu et al. 2024, appendix F.2, where nothing else is said: "configur
 
 from typing import Any, Literal
 
-from rayalign.placement import place
+from rayalign.runs.placement import place
 
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 

@@ -18,9 +18,9 @@ from ray import tune
 import rayalign
 from rayalign import storage
 from rayalign.cli import show_table
-from rayalign.loop import cluster
-from rayalign.search_results import SearchResults
+from rayalign.loop.loop import cluster
 from rayalign.serve import stop_oracle
+from rayalign.studies.search_results import SearchResults
 
 SPACE = {
     "agent.num_candidates": tune.choice([5, 10, 20]),

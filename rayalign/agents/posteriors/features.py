@@ -173,7 +173,7 @@ class _Decoder:
     def _shared(
         self, prompt_ids: dict[str, Sequence[int]], rows_of: dict[str, list[int]], answers: list[Sequence[int]]
     ) -> Iterator[tuple[list[int], Tensor]]:
-        from rayalign.hf import DynamicCache
+        from rayalign.system.hf import DynamicCache
 
         for names, prompt_length in self._chunks(list(prompt_ids), lambda name: len(prompt_ids[name])):
             ids_PT, mask_PT = self._pad([prompt_ids[name] for name in names], prompt_length)
@@ -278,7 +278,7 @@ def _encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder | _Encoder:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    from rayalign.hf import AutoConfig, AutoModel, AutoTokenizer
+    from rayalign.system.hf import AutoConfig, AutoModel, AutoTokenizer
 
     where = str(policy) if config.backbone == "policy" else config.backbone
     try:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rayalign.cache import cached_folder
+from rayalign.system.cache import cached_folder
 
 ASSETS = Path(__file__).parent / "assets"
 RECIPE = 2

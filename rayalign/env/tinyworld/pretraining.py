@@ -23,7 +23,7 @@ from rayalign.env.tinyworld.tokenizer import CONTEXT, SPACE
 from rayalign.env.tinyworld.world import BACKBONE_WORLDS, training_listing
 
 if TYPE_CHECKING:
-    from rayalign.hf import LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
+    from rayalign.system.hf import LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
 
 POLICY_STEPS = (500, 500)
 """Steps on clean in-order listing (copying comes late and suddenly), then on the noisy demonstrations."""
@@ -38,7 +38,7 @@ _STRAY = (*FILLERS, *ATTRIBUTES)
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> Any:
     """A two-layer Llama of 0.35 M parameters; heads of 32, the smallest that vLLM's CPU attention knows."""
-    from rayalign.hf import LlamaConfig
+    from rayalign.system.hf import LlamaConfig
 
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -106,7 +106,7 @@ def train_policy(
     seed: int, tokenizer: PreTrainedTokenizerFast, steps: tuple[int, int] = POLICY_STEPS
 ) -> LlamaForCausalLM:
     """The initial policy of world `seed`. It meets W only through the demonstrations of its careful annotators."""
-    from rayalign.hf import LlamaForCausalLM
+    from rayalign.system.hf import LlamaForCausalLM
 
     rng, weights = np.random.default_rng([seed, _POLICY]), hidden_weights(seed)
 
@@ -141,7 +141,7 @@ def train_backbone(
     It is trained to predict the token rewards of `num_worlds` worlds, none of them a `TinyWorld`, at once; the
     256 linear heads are thrown away. Rewards are sums over words, hence the sum as pooling.
     """
-    from rayalign.hf import LlamaModel
+    from rayalign.system.hf import LlamaModel
 
     rng = np.random.default_rng([BACKBONE_WORLDS.start, _BACKBONE])
     tables = np.stack([hidden_weights(BACKBONE_WORLDS[w]) for w in range(num_worlds)])

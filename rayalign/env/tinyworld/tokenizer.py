@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rayalign.env.tinyworld.language import ATTRIBUTES, FILLERS, ITEMS
 
 if TYPE_CHECKING:
-    from rayalign.hf import PreTrainedTokenizerFast
+    from rayalign.system.hf import PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 CONTEXT = 128
@@ -27,7 +27,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    from rayalign.hf import PreTrainedTokenizerFast
+    from rayalign.system.hf import PreTrainedTokenizerFast
 
     frame = [f"{SPACE}Report:", f".{SPACE}Summary:", *(f",{SPACE}{word}" for word in ATTRIBUTES)]
     spaced = [SPACE + word for word in (*ATTRIBUTES, *FILLERS, *ITEMS)]

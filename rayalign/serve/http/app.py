@@ -24,11 +24,11 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from rayalign.code_version import code_version
 from rayalign.errors import DataError, RayalignError, WaitError
 from rayalign.serve.http.schema import Description, Health, Problem, Question, Reply, limited_question, to_reply
 from rayalign.serve.http.service import ServiceConfig
 from rayalign.serve.http_guard import HttpGuard, error_body
+from rayalign.system.code_version import code_version
 from rayalign.types import Duel, Verdict
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from rayalign.arrow_log import ArrowLog
 from rayalign.errors import LabellingError
+from rayalign.ledger.arrow_log import ArrowLog
 from rayalign.serve.labelling.aggregate import (
     VOTES,
     Agreement,

@@ -25,7 +25,6 @@ from starlette.exceptions import HTTPException as StarletteError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from rayalign.code_version import code_version
 from rayalign.env.prompt_data import readable_messages
 from rayalign.errors import DataError, RayalignError, WaitError
 from rayalign.rollout.config import RolloutConfig
@@ -49,6 +48,7 @@ from rayalign.serve.policy.openai import (
     Usage,
     before,
 )
+from rayalign.system.code_version import code_version
 from rayalign.types import Candidate, Prompt
 
 

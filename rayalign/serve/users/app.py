@@ -19,7 +19,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from rayalign.code_version import code_version
 from rayalign.serve.http_guard import CALLER, GuardConfig, HttpGuard
 from rayalign.serve.policy.answerer import Answer
 from rayalign.serve.policy.app import PolicyServer, tell_errors
@@ -30,6 +29,7 @@ from rayalign.serve.users.book import Told
 from rayalign.serve.users.config import UsersConfig
 from rayalign.serve.users.desk import Desk
 from rayalign.serve.users.questions import UserQuestion
+from rayalign.system.code_version import code_version
 
 OPT_OUT = "x-rayalign-comparison"
 """Header of a request: `no` asks for one answer."""

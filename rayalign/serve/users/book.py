@@ -25,8 +25,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rayalign.arrow_log import ArrowLog
-from rayalign.ledger_rows import CONTENT, content_columns, duels_of, rows_of
+from rayalign.ledger.arrow_log import ArrowLog
+from rayalign.ledger.rows import CONTENT, content_columns, duels_of, rows_of
 from rayalign.types import Duel, LabelSource, Preference
 
 LABELS = {"first": 1.0, "second": 0.0, "tie": 0.5}

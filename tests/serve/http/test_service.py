@@ -18,11 +18,11 @@ import requests
 from ray import cloudpickle, serve
 from whole_runs import processes
 
+from rayalign.after.serving import serve_oracle
 from rayalign.errors import ConfigError, OracleError
 from rayalign.serve import OracleConfig
 from rayalign.serve.http.client import HttpOracle
 from rayalign.serve.http.config import HttpConfig
-from rayalign.serving import serve_oracle
 from rayalign.types import Candidate, Duel, Prompt, Verdict
 
 pytestmark = pytest.mark.timeout(300)

@@ -269,7 +269,7 @@ def test_a_disk_that_refuses_is_not_called_saved(browser, queue, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rayalign.arrow_log.os.fsync", full)
+    monkeypatch.setattr("rayalign.ledger.arrow_log.os.fsync", full)
     reply = ann.post("/api/answer", json={"duel": "a", "choice": "left"})
     assert reply.status_code == 503 and "nothing was saved" in reply.json()["error"]
 

@@ -279,7 +279,7 @@ def test_what_the_disk_refuses_has_not_happened(open_queue, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rayalign.arrow_log.os.fsync", full)
+        patch.setattr("rayalign.ledger.arrow_log.os.fsync", full)
         with pytest.raises(LedgerError, match="No space left"):
             queue.answer("ann", "a", "first")
     assert queue.progress("ann").answered == 0

@@ -3,6 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
+from rayalign.after.serving import serve_oracle
 from rayalign.errors import ConfigError
 from rayalign.serve.http.app import build_app
 from rayalign.serve.http.service import ServiceConfig
@@ -11,7 +12,6 @@ from rayalign.serve.labelling.app import build_app as build_page
 from rayalign.serve.labelling.queue import DuelQueue
 from rayalign.serve.labelling.served import PageAndService
 from rayalign.serve.labelling.tokens import Tokens
-from rayalign.serving import serve_oracle
 
 OF_ANN, OF_PROGRAMS = "the-secret-of-ann-1", "the-token-of-programs"
 

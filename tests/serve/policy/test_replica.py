@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from made_runs import made_run
 
-from rayalign.aligned import Aligned, load_chooser
+from rayalign.after.aligned import Aligned, load_chooser
 from rayalign.serve.http_guard import digest
 from rayalign.serve.policy.config import PolicyServerConfig
 from rayalign.serve.policy.deployment import _PolicyDeployment

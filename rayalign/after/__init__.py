@@ -1,0 +1,1 @@
+"""After the run: export, replay, serve, answers for other benchmarks."""

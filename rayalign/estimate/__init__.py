@@ -1,0 +1,1 @@
+"""What a run is going to cost, before it is started."""

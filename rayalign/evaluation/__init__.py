@@ -1,0 +1,1 @@
+"""How good a policy is: win rates with intervals, and the names of what is measured."""

@@ -1,0 +1,1 @@
+"""Prompt -> candidates -> duel -> label -> batch -> update -> weights: the collector and `run`."""

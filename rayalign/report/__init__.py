@@ -1,0 +1,1 @@
+"""What a person looks at: progress while it runs, plots, the report, standings of several runs."""

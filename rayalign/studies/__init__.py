@@ -1,0 +1,1 @@
+"""Many runs: comparisons of agents and searches over settings."""
