@@ -106,12 +106,13 @@ def _preferences(stored: StoredRun, folder: Path, policy: Path, chat: str) -> tu
     """Write the dataset; returns its rows, what the labels cost where the run paid for them itself, and its format."""
     import pyarrow.parquet as parquet
 
-    source = stored.path / "ledger.arrow"
+    source, which = stored.path / "ledger.arrow", {}
     if stored.is_replay:
-        source = Path(read_yaml((stored.path / REPLAY).read_text())["ledger"])
+        used = read_yaml((stored.path / REPLAY).read_text())
+        source, which = Path(used["ledger"]), {"batches": used["batches"], "synthetic": used["synthetic"]}
     if not source.exists():
         raise DataError(f"the labels of {str(stored.path)!r} are not where they were: {source} does not exist.")
-    conversational = export_preferences(source, folder, policy, chat)
+    conversational = export_preferences(source, folder, policy, chat, **which)
     with Ledger(source, read_only=True) as ledger:
         price = None if stored.is_replay else ledger.price
     table = parquet.read_metadata(folder / "preferences.parquet")

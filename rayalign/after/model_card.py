@@ -17,14 +17,15 @@ import yaml
 
 from rayalign import config as settings
 from rayalign.agents import agent_class
+from rayalign.config import read_yaml
 from rayalign.errors import ConfigError
 from rayalign.evaluation.evaluate import Estimate
 from rayalign.runs.config import RunConfig
-from rayalign.runs.record import RunRecord
+from rayalign.runs.record import CONFIG, REPLAY, RunRecord
 from rayalign.runs.stored import StoredRun
 from rayalign.system.code_version import code_version
 
-TAGS = ("rayalign", "preference-learning", "dpo")
+TAGS = ("rayalign", "preference-learning")
 READING = (
     "Held-out prompts are never among the training prompts. The interval is over prompts (Wilson) of this one run; "
     "other seeds may differ by more."
@@ -145,7 +146,10 @@ def _card_data(record: RunRecord, base_model: str | None, adapter: bool, price: 
         datasets=[path] if on_hub else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=[*TAGS, str(record.settings.get("agent_name", ""))],
+        tags=[
+            *TAGS,
+            *(str(record.settings[name]) for name in ("agent.loss", "agent_name") if record.settings.get(name)),
+        ],
         model_name=f"{(base_model or record.env).rpartition('/')[-1]}-{record.settings.get('agent_name', '')}",
         eval_results=results,
         rayalign={name: value for name, value in own.items() if value is not None},
@@ -157,11 +161,7 @@ def how_to_reproduce(stored: StoredRun, base_model: str | None) -> tuple[str, li
     """The command that makes a run over again, and what it can't say."""
     config = stored.config
     if stored.is_replay:
-        command = [
-            *("rayalign", "replay", "RUN_DIR", "--agent", config.agent_name),
-            *("--seed", str(config.loop.seed), "--epochs", str(config.loop.epochs)),
-        ]
-        return _joined(command), ["RUN_DIR is the run whose labels these were."]
+        return _how_to_replay(stored)
     command = ["rayalign", "run", config.agent_name, "--env", config.env]
     if base_model:
         command += ["--policy", base_model]
@@ -183,6 +183,30 @@ def how_to_reproduce(stored: StoredRun, base_model: str | None) -> tuple[str, li
             "make the same run."
         )
     return _joined(command), remarks
+
+
+def _how_to_replay(stored: StoredRun) -> tuple[str, list[str]]:
+    """The same of a replay, whose settings are those of the run that it replays, but for the agent's."""
+    config, used = stored.config, read_yaml((stored.path / REPLAY).read_text())
+    source = Path(used["ledger"]).parent
+    command = ["rayalign", "replay", "RUN_DIR", "--agent", config.agent_name]
+    command += ["--seed", str(config.loop.seed), "--epochs", str(config.loop.epochs)]
+    command += ["--batch-size", str(used["batch_size"])] if used["batch_size"] else []
+    command += [] if used["synthetic"] else ["--no-synthetic"]
+    mine = changed(stored)
+    if (source / CONFIG).exists():
+        replayed = StoredRun.read(source)
+        theirs = settings.flatten(settings.to_plain(replayed.config))
+        same = replayed.config.agent_name == config.agent_name
+        inherited = {name: value for name, value in theirs.items() if same or not name.startswith("agent.")}
+        ours = settings.flatten(settings.to_plain(config))
+        own = {name: value for name, value in ours.items() if name in inherited and inherited[name] != value}
+        mine = own | {name: value for name, value in mine.items() if name not in inherited}
+    told = ("oracle.", "loop.", *OF_THE_MACHINE)  # of the loop a replay has what the options say
+    for name, value in mine.items():
+        if not name.startswith(told):
+            command += ["--set", f"{name}={_text(value)}"]
+    return _joined(command), ["RUN_DIR is the run whose labels these were."]
 
 
 def changed(stored: StoredRun) -> dict[str, Any]:

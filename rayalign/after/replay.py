@@ -374,7 +374,10 @@ def _start_feed(plan_: _Plan, config: RunConfig, judge: Oracle | None) -> Collec
 def _finish(plan_: _Plan) -> Result:
     folder = Path(plan_.config.run_dir)
     policy, chat = plan_.config.policy, plan_.config.rollout.chat
-    export_preferences(plan_.replay.ledger, folder / "preferences", policy, chat)
+    used = plan_.replay  # what was trained on: the ledger may have grown since
+    export_preferences(
+        used.ledger, folder / "preferences", policy, chat, batches=used.batches, synthetic=used.synthetic
+    )
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     result = Result(

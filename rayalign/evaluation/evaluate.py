@@ -168,22 +168,20 @@ def area_under_curve(labels: ArrayLike, values: ArrayLike, up_to: float | None =
 
 def mean_curve(
     curves: Sequence[tuple[ArrayLike, ArrayLike]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Labels, mean and standard error over seeds of several runs' curves, on the union of their labels.
+) -> tuple[NDArray[np.float64], list[Estimate]]:
+    """Labels, and the mean over seeds of several runs' curves there with its bootstrap interval.
 
-    Each curve is linear between its points; the common range alone is kept, because a mean over other runs at each
-    end would show steps that no run took. With one run the standard errors are NaN.
+    Each curve is linear between its points; at the union of their labels, but the common range alone is kept, because
+    a mean over other runs at each end would show steps that no run took. With one run the intervals are NaN.
     """
     cleaned = [curve for curve in (_curve(*pair) for pair in curves) if len(curve[0])]
     if not cleaned:
-        empty = np.zeros(0)
-        return empty, empty, empty
+        return np.zeros(0), []
     low, high = max(x[0] for x, _ in cleaned), min(x[-1] for x, _ in cleaned)
     grid = np.unique(np.concatenate([x for x, _ in cleaned]))
     grid = grid[(grid >= low) & (grid <= high)]
     heights = np.stack([np.interp(grid, x, y) for x, y in cleaned])
-    errors = heights.std(axis=0, ddof=1) / math.sqrt(len(heights)) if len(heights) > 1 else np.full(len(grid), math.nan)
-    return grid, heights.mean(axis=0), errors
+    return grid, [bootstrap_interval(column) for column in heights.T]
 
 
 # -- how sure -----------------------------------------------------------------------------------------------------

@@ -401,15 +401,26 @@ class Ledger:
             yield batch
 
     # -- the training set ---------------------------------------------------------------------------------------
-    def labelled_rows(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray, np.ndarray]]:
-        """Per message: labelled rows as stored, labels, probabilities (NaN: none), whether synthetic."""
+    def labelled_rows(
+        self, batches: int | None = None, synthetic: bool = True
+    ) -> Iterator[tuple[pa.RecordBatch, np.ndarray, np.ndarray, np.ndarray]]:
+        """Per message: labelled rows as stored, labels, probabilities (NaN: none), whether synthetic.
+
+        `batches`: those of the first stream batches alone. `synthetic`: also what agents labelled themselves.
+        """
+        wanted = None
+        if batches is not None:
+            with self._mutex:
+                wanted = {row for index in range(batches) for row in self._index.stream_rows(index)}
         for message in range(len(self._index.message_offsets)):
             with self._mutex:
                 rows = self._rows_of(message)
                 state = np.array(self._index.state[rows.start : rows.stop])
                 labels = np.array(self._index.labels[rows.start : rows.stop])
                 probabilities = np.array(self._index.probabilities[rows.start : rows.stop])
-                keep = np.flatnonzero((state == _ANSWERED) | (state == _SYNTHETIC))
+                keep = np.flatnonzero((state == _ANSWERED) | ((state == _SYNTHETIC) & synthetic))
+                if wanted is not None:
+                    keep = keep[[rows.start + int(k) in wanted for k in keep]]
                 content = self._content(message, [rows.start + int(k) for k in keep])
             yield content, labels[keep], probabilities[keep], state[keep] == _SYNTHETIC
 
@@ -419,12 +430,21 @@ class Ledger:
             preference_batches(self.labelled_rows(), conversational), table_schema(conversational)
         )
 
-    def export(self, folder: str | Path, conversational: bool = False, between: Between | None = None) -> Path:
+    def export(
+        self,
+        folder: str | Path,
+        conversational: bool = False,
+        between: Between | None = None,
+        *,
+        batches: int | None = None,
+        synthetic: bool = True,
+    ) -> Path:
         """The same as a Parquet file in `folder`, which `datasets.load_dataset(folder)` reads. Returns `folder`.
 
-        For `between` see `preference_table`.
+        For `between` see `preference_table`, for which rows `labelled_rows`.
         """
-        return write_preferences(self.labelled_rows(), Path(folder), conversational, between)
+        rows = self.labelled_rows(batches, synthetic)
+        return write_preferences(rows, Path(folder), conversational, between)
 
     # -- inside -------------------------------------------------------------------------------------------------
     def _append(self, columns: Mapping[str, Any], num_rows: int) -> None:

@@ -31,10 +31,13 @@ INHERITED = "inherited.json"
 """In the directory of a run that began as a copy of another: how many labels were paid there."""
 
 
-def inherited_labels(run_dir: str | Path) -> int:
-    """Labels in the run's ledger that another run paid for; 0 for a run of its own."""
+def inherited_labels(run_dir: str | Path, of: str = "labels") -> int:
+    """Labels in the run's ledger that another run paid for; 0 for a run of its own.
+
+    `of="evaluation_labels"`: in the ledger of its evaluations.
+    """
     file = Path(run_dir) / INHERITED
-    return int(json.loads(file.read_text())["labels"]) if file.exists() else 0
+    return int(json.loads(file.read_text()).get(of, 0)) if file.exists() else 0
 
 
 @dataclass

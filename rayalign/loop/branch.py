@@ -119,9 +119,17 @@ def branch(folder: Path, config: RunConfig) -> None:
     building = run_dir.with_name(f".{run_dir.name}-{uuid.uuid4().hex[:8]}")
     shutil.copytree(folder, building)
     (building / FACTS).unlink()
-    (building / INHERITED).write_text(json.dumps({"labels": facts["labels"], "from": facts["id"]}))
+    inherited = {"labels": facts["labels"], "evaluation_labels": _evaluation_labels(folder), "from": facts["id"]}
+    (building / INHERITED).write_text(json.dumps(inherited))
     (building / CONFIG).write_text(settings.to_yaml(config))
     building.rename(run_dir)
+
+
+def _evaluation_labels(folder: Path) -> int:
+    if not (folder / "evaluation.arrow").exists():
+        return 0
+    with Ledger(folder / "evaluation.arrow", read_only=True) as ledger:
+        return ledger.spent
 
 
 def branched_from(run_dir: Path) -> tuple[str, int] | None:

@@ -249,7 +249,7 @@ class Curved(Protocol):
 
 @mpl.rc_context(STYLE)
 def compare_win_rate(groups: Mapping[str, Sequence[Curved]]) -> Figure | None:
-    """Held-out win rate by agent: mean over seeds, band of one standard error over seeds, thin lines single runs."""
+    """Held-out win rate by agent: mean over seeds, band of its 95% bootstrap interval, thin lines single runs."""
     figure, (ax,) = _figure(1, height=3.2 if len(groups) <= MOST_WITH_BANDS else 5.0)
     drawn = _curves(ax, {name: [run.curve() for run in runs] for name, runs in groups.items()})
     ax.axhline(0.5, color=INK, linewidth=0.8, linestyle=":")
@@ -283,16 +283,18 @@ def _curves(ax: Axes, curves: Mapping[str, Sequence[tuple[list[float], list[floa
     drawn = False
     few = len(curves) <= MOST_WITH_BANDS
     for i, (name, pairs) in enumerate(curves.items()):
-        x, mean, error = mean_curve(pairs)
+        x, estimates = mean_curve(pairs)
         if not len(x):
             continue
         colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
         for labels, values in pairs if few and len(pairs) > 1 else ():
             ax.plot(labels, _floats(values), color=colour, linewidth=0.6, alpha=0.45)
         if few:
-            ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(
+                x, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.2, linewidth=0
+            )
         label = f"{name} ({len(pairs)} run{'s' * (len(pairs) > 1)})"
-        ax.plot(x, mean, color=colour, linestyle=dashes, label=label)
+        ax.plot(x, [e.value for e in estimates], color=colour, linestyle=dashes, label=label)
         drawn = True
     return drawn
 

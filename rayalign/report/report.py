@@ -56,7 +56,7 @@ CAPTIONS = {
 COMPARISON_CAPTIONS = {
     "win_rate": (
         "Held-out win rate by agent",
-        "Mean over runs; band: one standard error over runs; thin lines: single runs. Dotted: 0.5.",
+        "Mean over runs; band: its 95% bootstrap interval over runs; thin lines: single runs. Dotted: 0.5.",
     ),
     "regret": ("Held-out regret by agent", "Of the greedy answers, reward form; mean over runs, as above."),
 }

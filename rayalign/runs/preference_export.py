@@ -17,15 +17,24 @@ from rayalign.ledger.preference_table import Between
 from rayalign.rollout.encode import load_tokenizer
 
 
-def export_preferences(ledger: str | Path, folder: str | Path, policy_dir: str | Path, chat: str) -> bool:
+def export_preferences(
+    ledger: str | Path,
+    folder: str | Path,
+    policy_dir: str | Path,
+    chat: str,
+    *,
+    batches: int | None = None,
+    synthetic: bool = True,
+) -> bool:
     """Write a dataset into `folder` for trainers of the policy; returns whether it is conversational.
 
-    `chat` is `rollout.chat`: always, never, or auto, which asks whether the tokenizer has a template.
+    `chat` is `rollout.chat`: always, never, or auto, which asks whether the tokenizer has a template. `batches` and
+    `synthetic` say which rows, as `Ledger.labelled_rows` has it.
     """
     tokenizer = load_tokenizer(policy_dir)
     conversational = chat == "always" or (chat == "auto" and bool(getattr(tokenizer, "chat_template", None)))
     with Ledger(ledger, read_only=True) as opened:
-        opened.export(folder, conversational, space_between(tokenizer))
+        opened.export(folder, conversational, space_between(tokenizer), batches=batches, synthetic=synthetic)
     return conversational
 
 

@@ -30,6 +30,8 @@ class Trial:
     """That its last evaluated weights were trained on."""
     bought: int
     """By itself; a trial of population-based training inherits others."""
+    evaluation_labels: int
+    """Bought to judge its policies, counted apart."""
     win_rate: float
     stderr: float | None
     run: RunRecord
@@ -54,6 +56,7 @@ class SearchResults:
                 settings=flatten(result.config or {}),
                 labels=result.metrics["labels"],
                 bought=result.metrics["labels_bought"],
+                evaluation_labels=result.metrics["evaluation_labels"],
                 win_rate=result.metrics["win_rate"],
                 stderr=result.metrics.get("win_rate_stderr"),
                 run=RunRecord.read(result.metrics["run_dir"]),
@@ -74,6 +77,11 @@ class SearchResults:
     def labels_bought(self) -> int:
         """By all trials together."""
         return sum(trial.bought for trial in self.trials)
+
+    @property
+    def evaluation_labels(self) -> int:
+        """Of all trials together; they are not among `labels_bought`."""
+        return sum(trial.evaluation_labels for trial in self.trials)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Head and lines: number, win rate, labels, and each setting that was searched."""
@@ -100,7 +108,10 @@ class SearchResults:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         page, plot = folder / "search.md", folder / "search.png"
-        text = [*markdown(*self.table()), "", f"{self.labels_bought:,} labels bought by {len(self.trials)} trials."]
+        bought = (
+            f"{self.labels_bought:,} labels bought by {len(self.trials)} trials, and {self.evaluation_labels:,} for"
+        )
+        text = [*markdown(*self.table()), "", f"{bought} evaluation, which are counted apart."]
         figure = compare_win_rate({f"trial {number}": [trial] for number, trial in enumerate(self.trials, 1)})
         if figure is not None:
             plot.write_bytes(png(figure))

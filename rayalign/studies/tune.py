@@ -86,13 +86,15 @@ def trainable(
 
     A trial's config is settings by dotted or nested names, e.g. `{"agent.num_candidates": tune.choice([10, 20])}`. Each
     result is an evaluation: `win_rate`, `win_rate_stderr`, `regret` (where it is known), `labels` (that its weights
-    were trained on), `labels_bought` (by this trial; one of PBT inherits others'), `evaluations`, `run_dir`.
+    were trained on), `labels_bought` (by this trial; one of PBT inherits others'), `evaluations`, `evaluation_labels`
+    (bought to judge this trial's policies, counted apart), `run_dir`.
 
     Args:
         agent: a registered name, or the file of a tuned example.
         env: registered id; default: the example's, else TinyWorld.
         max_labels: cap on the labels of all trials together, restored and failed ones included; None: each trial has
-            its `budget`, and nothing else limits them. Can be raised when a search is restored, not lowered.
+            its `budget`, and nothing else limits them. Can be raised when a search is restored, not lowered. Labels
+            of evaluation are not among them, as in a run.
         parallel: trials that shall fit the cluster at the same time: each gets its part. None: a trial gets all that a
             single run asks for.
         policy: as in `rayalign.run`.
@@ -259,12 +261,12 @@ class RunTrainable(tune.Trainable):
             self._guided = GuidedRun(found, allowed=self._reported + 1)
         return run_dir
 
-    def _bought(self) -> int:
+    def _bought(self, ledger: str, kind: str) -> int:
         """Labels that the trial has paid for: by its run, and by those it gave up for a copy of another trial's."""
         total = 0
-        for run_dir in self._trial.glob("run-*"):
-            with Ledger(run_dir / "ledger.arrow", read_only=True) as ledger:
-                total += ledger.spent - inherited_labels(run_dir)
+        for file in self._trial.glob(f"run-*/{ledger}"):
+            with Ledger(file, read_only=True) as opened:
+                total += opened.spent - inherited_labels(file.parent, kind)
         return total
 
     def _report(self, run_dir: Path, row: Mapping[str, Any], done: bool) -> dict[str, Any]:
@@ -276,7 +278,8 @@ class RunTrainable(tune.Trainable):
         }
         return {
             "labels": int(row["labels"]),
-            "labels_bought": self._bought(),
+            "labels_bought": self._bought("ledger.arrow", "labels"),
+            "evaluation_labels": self._bought("evaluation.arrow", "evaluation_labels"),
             "evaluations": self._reported,
             "run_dir": str(run_dir),
             **{name: float(value) for name, value in values.items() if value is not None},

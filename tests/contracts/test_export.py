@@ -93,6 +93,7 @@ def test_the_card_has_the_runs_facts_for_people_and_for_the_hub(finished, export
     assert facts["labels_spent_on_evaluation"] == last["labels_spent_on_evaluation"]
     assert f"{finished.win_rate:.3f}" in card.text and "| price of the labels | 3 |" in card.text
     assert str(finished.path) not in card.content and "\n| seed | 3 |\n" in card.text
+    assert {"preference-learning", "passive", "dpo"} <= set(card.data.tags)  # the agent and its loss
 
 
 def test_the_cards_command_prepares_the_same_run(finished, exported, monkeypatch):

@@ -7,10 +7,12 @@ from safetensors.torch import load_file
 from whole_runs import SMALL, contents, spent
 
 import rayalign
+from rayalign.after.model_card import how_to_reproduce
 from rayalign.after.replay import replay
 from rayalign.after.replay_feed import LedgerBatches, ReplayConfig
 from rayalign.errors import ConfigError, DataError
 from rayalign.ledger.ledger import Ledger
+from rayalign.runs.stored import StoredRun
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,9 @@ def test_another_agent_learns_from_the_ledger_alone_and_without_an_oracle_nothin
     assert result.win_rate is None and result.labels_spent_on_evaluation == 0
     assert not (result.path / "evaluation.arrow").exists()
     assert result.history["learner/duels"].to_pylist() == [5.0, 5.0, 5.0, 5.0, 2.0]
+    assert set(result.preferences["source"].to_pylist()) == {"oracle"}, "what was trained on, and no more"
+    command, _ = how_to_reproduce(StoredRun.read(result.path), None)
+    assert "--batch-size 5 --no-synthetic" in command and "agent." not in command and "--set loop" not in command
     one, other = weights(finished), weights(result)
     assert any(not one[name].equal(other[name]) for name in one)
     assert replay(finished.path / "ledger.arrow", "passive", **settings) == result  # finished: read back

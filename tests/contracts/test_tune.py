@@ -83,7 +83,10 @@ def test_what_a_search_found_is_a_table_a_plot_and_a_command(grid, tmp_path):
     rate = found.best.settings["learner.learning_rate"]
     assert found.command("rayalign run passive") == f"rayalign run passive --set learner.learning_rate={rate}"
     page, plot = found.write(tmp_path)
-    assert "26 labels bought by 2 trials" in page.read_text() and plot.read_bytes().startswith(b"\x89PNG")
+    ledgers_of_evaluation = [trial.run.path / "evaluation.arrow" for trial in found.trials]
+    judged = sum(Ledger(path, read_only=True).spent for path in ledgers_of_evaluation)
+    assert f"26 labels bought by 2 trials, and {judged} for evaluation" in page.read_text() and judged
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_of_a_trial_is_left_on_the_cluster(grid):
@@ -148,6 +151,10 @@ def test_population_based_training_goes_on_from_copies_whose_labels_are_paid_onc
     bought = sum(ledgers(tmp_path / "runs").values())
     assert bought == sum(reserved(tmp_path / "runs" / CAP_FILE).values()) == 28
     assert bought == sum(result.metrics["labels_bought"] for result in results)
+    judged = [spent(path) for path in (tmp_path / "runs").glob("*/run-*/evaluation.arrow")]
+    paid = sum(result.metrics["evaluation_labels"] for result in results)
+    copied = sum(inherited_labels(path, "evaluation_labels") for path in branches)
+    assert copied > 0 and paid == sum(judged) - copied
 
 
 @pytest.mark.timeout(900)

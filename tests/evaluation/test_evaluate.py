@@ -120,11 +120,14 @@ def test_shown_targets_are_those_between_start_and_best_and_the_next() -> None:
 
 
 def test_mean_curve_averages_on_the_common_range() -> None:
-    labels, mean, error = mean_curve([([0, 100, 200], [0, 1, 2]), ([0, 50, 100], [1, 1, 1])])
+    curves = [([0, 100, 200], [0, 1, 2]), ([0, 50, 100], [1, 1, 1]), ([0, 100], [0.8, 1])]
+    labels, estimates = mean_curve(curves)
     assert labels.tolist() == [0, 50, 100]
-    assert mean.tolist() == pytest.approx([0.5, 0.75, 1.0])
-    assert error.tolist() == pytest.approx([0.5, 0.25, 0.0])  # |a - b| / 2 for two runs
-    assert np.isnan(mean_curve([([0, 1], [0, 1])])[2]).all()
+    assert [e.value for e in estimates] == pytest.approx([0.6, 0.8, 1.0])
+    assert estimates[0] == bootstrap_interval([0, 1, 0.8])
+    assert estimates[1] == bootstrap_interval([0.5, 1, 0.9])
+    assert estimates[2] == (1.0, 1.0, 1.0)
+    assert all(np.isnan([e.low, e.high]).all() for e in mean_curve([([0, 1], [0, 1])])[1])
     assert not len(mean_curve([])[0])
 
 

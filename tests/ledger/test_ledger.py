@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rayalign.errors import LedgerError
@@ -299,6 +300,17 @@ def test_preference_table_has_winners_losers_and_no_ties(path):
     assert table["source"].to_pylist() == ["oracle", "synthetic", "oracle"]
     assert table["probability"].to_pylist() == [0.75, None, 0.75]
     assert table["policy_version"].to_pylist() == [0, 0, 1]
+
+
+def test_an_export_of_the_first_batches_is_what_was_trained_on_whatever_came_later(path, tmp_path):
+    filled(path)  # stream batch 0 is closed, batch 1 waits for d
+    with Ledger(path) as ledger:
+        early = ledger.export(tmp_path / "early", batches=ledger.num_streamed)
+        answer(ledger, "d")
+        late = ledger.export(tmp_path / "late", batches=2)
+        paid = ledger.export(tmp_path / "paid", batches=2, synthetic=False)
+    duels = [pq.read_table(folder)["duel_id"].to_pylist() for folder in (early, late, paid)]
+    assert duels == [["a", "s"], ["a", "s", "c", "d"], ["a", "c", "d"]]
 
 
 def test_conversational_table_has_the_messages(path):
