@@ -27,7 +27,7 @@ from rayalign.cli.search import Lines
 from rayalign.evaluation.evaluate import paired_ratio
 from rayalign.example import load_example, merged
 from rayalign.report.plots import compare_win_rate, png
-from rayalign.report.standings import Rows, StoredRun, markdown, merge, rows_from_plain, rows_to_plain, table, verdicts
+from rayalign.report.standings import Rows, RunCurve, markdown, merge, rows_from_plain, rows_to_plain, table, verdicts
 from rayalign.runs.record import RunRecord
 from rayalign.studies.many import Job, run_many
 
@@ -125,9 +125,9 @@ def stem_of(group: str, options: argparse.Namespace) -> Path:
     return options.results / f"sample_efficiency_{group}{budget}"
 
 
-def stored_runs(group: str, options: argparse.Namespace) -> dict[str, list[StoredRun]]:
+def stored_runs(group: str, options: argparse.Namespace) -> dict[str, list[RunCurve]]:
     """Row -> its runs in the group's JSON file, and in those of other groups that have the row by another name."""
-    known: dict[str, list[StoredRun]] = {}
+    known: dict[str, list[RunCurve]] = {}
     for other in [name for name in GROUPS if name != group] + [group]:  # its own file has the last word
         file = stem_of(other, options).with_suffix(".json")
         found = rows_from_plain(json.loads(file.read_text()), options.budget) if file.exists() else {}
@@ -137,17 +137,15 @@ def stored_runs(group: str, options: argparse.Namespace) -> dict[str, list[Store
     return known
 
 
-def has_curve(job: Job, runs: list[StoredRun]) -> bool:
+def has_curve(job: Job, runs: list[RunCurve]) -> bool:
     """Whether the run of `job` is among `runs`, with its whole curve."""
     return any(run.world[-1] == job.settings["loop.seed"] and run.settings for run in runs)
 
 
 # ==== tables =========================================================================================================
-def all_runs(group: str, jobs: Mapping[str, list[Job]], options: argparse.Namespace) -> dict[str, list[StoredRun]]:
+def all_runs(group: str, jobs: Mapping[str, list[Job]], options: argparse.Namespace) -> dict[str, list[RunCurve]]:
     """Row -> what the JSON files know, and the finished runs that are there now."""
-    new = {
-        name: [StoredRun.of(RunRecord.read(job.folder)) for job in own if job.finished] for name, own in jobs.items()
-    }
+    new = {name: [RunCurve.of(RunRecord.read(job.folder)) for job in own if job.finished] for name, own in jobs.items()}
     rows, notes = merge(stored_runs(group, options), new)
     for note in notes:
         print(note, file=sys.stderr)

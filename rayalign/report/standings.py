@@ -1,6 +1,6 @@
 """What several agents made of their labels, side by side: kept as JSON, told as tables and one sentence a row.
 
-    run directories -> StoredRun per row and seed --+-> JSON: whole curves and settings, enough to make all of it again
+    run directories -> RunCurve per row and seed --+-> JSON: whole curves and settings, enough to make all of it again
     JSON of an earlier day ------------------------+-> table, ratios to the baseline, sentences
 
 A row is an agent with its settings; its runs differ in seed and world alone. Pairs are runs of two rows in the same
@@ -44,7 +44,7 @@ that each world brings its own policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredRun:
+class RunCurve:
     """One finished run, without its directory."""
 
     world: tuple[Any, ...]
@@ -71,7 +71,7 @@ class StoredRun:
     """Area under the curve of such a run."""
 
     @classmethod
-    def of(cls, record: RunRecord) -> StoredRun:
+    def of(cls, record: RunRecord) -> RunCurve:
         """What there is to keep of a run directory."""
         labels, rates = record.curve()
         online = [value for value in record.series("online_win_rate")[1] if value is not None]
@@ -124,7 +124,7 @@ class StoredRun:
 
 FEWEST_SEEDS = 3
 """Fewer are never called enough to tell two rows apart, however alike they are."""
-Rows = Mapping[str, Sequence[StoredRun]]
+Rows = Mapping[str, Sequence[RunCurve]]
 
 
 # -- keep and read back -------------------------------------------------------------------------------------------
@@ -144,22 +144,22 @@ def rows_to_plain(rows: Rows, marks: Sequence[int], targets: Sequence[float] = T
     }
 
 
-def rows_from_plain(stored: Mapping[str, Any], budget: int) -> dict[str, list[StoredRun]]:
+def rows_from_plain(stored: Mapping[str, Any], budget: int) -> dict[str, list[RunCurve]]:
     """The inverse of `rows_to_plain`. Of rows that were stored without their runs (by older code, all with `budget`)
     the points that are there make the curve.
     """
     return {
-        name: [StoredRun(**(run | {"world": freeze(run["world"])})) for run in row["runs"]]
+        name: [RunCurve(**(run | {"world": freeze(run["world"])})) for run in row["runs"]]
         if "runs" in row
         else _runs_without_curves(row, budget)
         for name, row in stored.items()
     }
 
 
-def _runs_without_curves(row: Mapping[str, Any], budget: int) -> list[StoredRun]:
+def _runs_without_curves(row: Mapping[str, Any], budget: int) -> list[RunCurve]:
     marks = sorted(row["win_rate_at"], key=float)
     return [
-        StoredRun(
+        RunCurve(
             world=freeze(world),
             budget=budget,
             labels=[float(mark) for mark in marks],
@@ -174,13 +174,13 @@ def _runs_without_curves(row: Mapping[str, Any], budget: int) -> list[StoredRun]
     ]
 
 
-def merge(old: Rows, new: Rows) -> tuple[dict[str, list[StoredRun]], list[str]]:
+def merge(old: Rows, new: Rows) -> tuple[dict[str, list[RunCurve]], list[str]]:
     """Rows with all their runs, a new one in place of an old one of the same world and budget; and notes.
 
     Runs of one row have one meaning: where the settings of a row changed since, its old runs are dropped, and a note
     says so.
     """
-    merged: dict[str, list[StoredRun]] = {}
+    merged: dict[str, list[RunCurve]] = {}
     notes = []
     for name in [*old, *(name for name in new if name not in old)]:
         fresh = list(new.get(name, ()))
@@ -193,7 +193,7 @@ def merge(old: Rows, new: Rows) -> tuple[dict[str, list[StoredRun]], list[str]]:
     return {name: runs for name, runs in merged.items() if runs}, notes
 
 
-def differing(left: StoredRun, right: StoredRun) -> list[str]:
+def differing(left: RunCurve, right: RunCurve) -> list[str]:
     """Settings that say that two runs are not of one row; of an old record without settings nothing is known."""
     if not left.settings or not right.settings or left.budget != right.budget:
         return []
@@ -201,7 +201,7 @@ def differing(left: StoredRun, right: StoredRun) -> list[str]:
     return [k for k in both if not k.startswith(IRRELEVANT) and left.settings[k] != right.settings[k]]
 
 
-def _key(run: StoredRun) -> tuple[str, int]:
+def _key(run: RunCurve) -> tuple[str, int]:
     return repr(run.world), run.budget
 
 

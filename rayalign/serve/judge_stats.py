@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 
 from rayalign.errors import DataError
 from rayalign.serve.call_book import NAME, Answer, CallBook, Question
@@ -33,7 +35,10 @@ class JudgeStats:
     order_disagreement: float | None
     """Share of these in which the two orders don't prefer the same response."""
     position_bias: float | None
-    """Mean over these of P(shown first wins) - P(shown second wins); 0: none, 1: always the one shown first."""
+    """Mean of P(shown first wins) - P(shown second wins); 0: none, 1: always the one shown first. Over duels asked in
+    both orders; where there are none, over all answers, as the order of each was drawn at random."""
+    position_bias_stderr: float | None
+    """Its standard error over duels; None for fewer than two. A random order needs many more duels for the same one."""
     rechecked: int
     """Questions that were answered twice."""
     self_agreement: float | None
@@ -52,6 +57,8 @@ def stats_of(book: CallBook) -> JudgeStats:
     answers = book.answers
     once = {question: answer for question, answer in answers.items() if question.repeat == 0}
     orders = _pairs(answers, {q: q._replace(swapped=True) for q in once if not q.swapped})
+    asked_once = [answer.probability for answer in once.values() if answer.probability is not None]
+    bias = [given + swapped - 1 for given, swapped in orders] or [2 * first - 1 for first in asked_once]
     repeats = _pairs(answers, {q: q._replace(repeat=1) for q in once})
     return JudgeStats(
         calls=book.calls,
@@ -63,7 +70,8 @@ def stats_of(book: CallBook) -> JudgeStats:
         abstentions=sum(answer.probability is None for answer in answers.values()),
         both_orders=len(orders),
         order_disagreement=_mean([_side(given) != -_side(swapped) for given, swapped in orders]),
-        position_bias=_mean([given + swapped - 1 for given, swapped in orders]),
+        position_bias=_mean(bias),
+        position_bias_stderr=stdev(bias) / math.sqrt(len(bias)) if len(bias) > 1 else None,
         rechecked=len(repeats),
         self_agreement=_mean([_side(p) == _side(again) for p, again in repeats]),
     )

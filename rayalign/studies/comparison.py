@@ -25,9 +25,10 @@ from rayalign.errors import ConfigError, RayalignError
 from rayalign.evaluation.evaluate import shown_targets
 from rayalign.example import load_example, merged
 from rayalign.loop import loop
-from rayalign.report.report import Table, comparison_figures, render
+from rayalign.report.page import Table, render
+from rayalign.report.several_runs import comparison_figures
 from rayalign.report.standings import (
-    StoredRun,
+    RunCurve,
     Verdict,
     default_marks,
     markdown,
@@ -67,7 +68,7 @@ class Comparison:
     path: Path
     baseline: str
     budget: int
-    runs: Mapping[str, Sequence[StoredRun]]
+    runs: Mapping[str, Sequence[RunCurve]]
     """Row -> its finished runs."""
     verdicts: Sequence[Verdict]
     """One for each row but the baseline."""
@@ -157,7 +158,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_many([job for own in jobs.values() for job in own], parallel, show)
     found = {
-        name: [StoredRun.of(RunRecord.read(job.folder)) for job in own if job.finished] for name, own in jobs.items()
+        name: [RunCurve.of(RunRecord.read(job.folder)) for job in own if job.finished] for name, own in jobs.items()
     }
     done = {name: runs for name, runs in found.items() if runs}
     if first not in done:

@@ -10,7 +10,7 @@ from written_runs import write_run
 
 from rayalign.evaluation.evaluate import TARGETS, cautious_interval, common_target, saving
 from rayalign.report.standings import (
-    StoredRun,
+    RunCurve,
     default_marks,
     merge,
     ratio_cell,
@@ -22,16 +22,16 @@ from rayalign.report.standings import (
 from rayalign.runs.record import RunRecord
 
 
-def run(seed: int, labels_to_all: float, *, budget: int = 1000, **changes: object) -> StoredRun:
+def run(seed: int, labels_to_all: float, *, budget: int = 1000, **changes: object) -> RunCurve:
     """A straight curve from 0.4 that is 0.6 after `labels_to_all` labels, up to the budget."""
     slope = 0.2 / labels_to_all
     points = [0.0, budget / 2, float(budget)]
     rates = [min(0.9, 0.4 + slope * x) for x in points]
     given = {"settings": {"agent.beta": 0.1}, "code": ["1"], "steps": 10, "labels_spent": budget, **changes}
-    return StoredRun(world=("w", (("seed", seed),), seed), budget=budget, labels=points, win_rate=rates, **given)
+    return RunCurve(world=("w", (("seed", seed),), seed), budget=budget, labels=points, win_rate=rates, **given)
 
 
-def sentence(rows: dict[str, list[StoredRun]], target: float | None = None) -> str:
+def sentence(rows: dict[str, list[RunCurve]], target: float | None = None) -> str:
     (verdict,) = verdicts(rows, "passive", target)
     return verdict.sentence
 
@@ -124,7 +124,7 @@ def test_the_common_target_is_where_the_baseline_mostly_ends() -> None:
 
 def test_rows_come_back_from_json_as_they_were(tmp_path) -> None:
     record = RunRecord.read(write_run(tmp_path / "sea-0", "sea", 0, last=0.9))
-    rows = {"sea": [StoredRun.of(record)], "passive": [run(0, 600)]}
+    rows = {"sea": [RunCurve.of(record)], "passive": [run(0, 600)]}
     stored = json.loads(json.dumps(rows_to_plain(rows, [100])))
     back = rows_from_plain(stored, 1000)
     assert back == rows

@@ -90,6 +90,21 @@ def test_a_judge_that_always_prefers_what_it_sees_first_is_a_tie_and_is_counted(
     assert stats.position_bias == pytest.approx(0.8 + 0.8 - 1)
 
 
+def test_a_random_order_measures_position_bias_too_with_more_noise():
+    with ChatServer(lambda body, n: digit(0.8)) as server:
+        judge = judge_of(server, order="random")
+        judge.judge(duels(60))
+        stats = stats_of(judge.book)
+    assert stats.both_orders == 0 and stats.order_disagreement is None
+    assert (stats.position_bias, stats.position_bias_stderr) == pytest.approx((0.6, 0.0))
+    with ChatServer(longer) as server:
+        judge = judge_of(server, order="random")
+        judge.judge(duels(60))
+        stats = stats_of(judge.book)
+    assert stats.position_bias_stderr == pytest.approx(0.8 / 60**0.5, rel=0.05)
+    assert abs(stats.position_bias) < 3 * stats.position_bias_stderr
+
+
 def test_a_random_order_asks_once_and_the_same_when_asked_again():
     with ChatServer(longer) as server:
         verdicts = judge_of(server, order="random").judge(duels(60))
