@@ -6,19 +6,16 @@
                                                   fatal (wrong key, unknown model, no quota: no message ever will)
 
 `timeout_s` is the longest silence, and an endpoint that sends a byte now and then is never silent. So each call has an
-end of its own, too: it runs in an event loop, where whatever it waits for (TLS, headers, body) can be broken off.
+end of its own, too (`rayalign.serve.deadline`).
 
 The key is read from the environment when the process starts, and taken out of every text that leaves this file.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
-import threading
 import time
-import weakref
 from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +24,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError
 
 from rayalign.errors import ConfigError, OracleError
+from rayalign.serve.deadline import LONGEST_IN_SILENCES, Deadlines
 from rayalign.serve.judge_config import JudgeConfig
 
 FATAL = (401, 402, 403, 404)
@@ -35,8 +33,6 @@ REFUSED = (400, 413, 415, 422)
 """Too long, against a policy, malformed: about this message."""
 SHORT = 300
 """Most characters of an endpoint's own words that are repeated."""
-LONGEST_IN_SILENCES = 3
-"""A call takes at most so many times `timeout_s`, however lively its other side is."""
 
 T = TypeVar("T")
 
@@ -106,9 +102,7 @@ class Endpoint:
         self._client = openai.AsyncOpenAI(
             base_url=config.base_url, api_key=self._key or "none", timeout=config.timeout_s, max_retries=0
         )
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="judge-calls", daemon=True).start()
-        weakref.finalize(self, _end, self._loop, self._client).atexit = False
+        self._deadlines = Deadlines(self._client.close)
 
     def check(self) -> None:
         """Raise `OracleError` if nothing answers at the address, or the key is wrong; asks for the list of models."""
@@ -170,7 +164,7 @@ class Endpoint:
 
     def _in_time(self, call: Awaitable[T]) -> T:
         """What `call` brings, in any thread. Raises `TimeoutError` when its time is over; its connection is closed."""
-        return asyncio.run_coroutine_threadsafe(_within(self._limit_s, call), self._loop).result()
+        return self._deadlines.within(self._limit_s, call)
 
     def _fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -210,19 +204,8 @@ class Endpoint:
         return self.clean(str(inner or (f"{error.message} {type(cause).__name__}" if cause else error.message)))
 
 
-async def _within(seconds: float, call: Awaitable[T]) -> T:
-    async with asyncio.timeout(seconds):
-        return await call
-
-
 async def _models(client: Any) -> None:
     await client.models.with_raw_response.list()
-
-
-def _end(loop: asyncio.AbstractEventLoop, client: Any) -> None:
-    """Close the connections, then stop the loop, whose thread ends with it."""
-    closing = asyncio.run_coroutine_threadsafe(client.close(), loop)
-    closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
 
 
 def _reply(choice: _Choice) -> Reply:

@@ -14,21 +14,21 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import requests
+import httpx
 from pydantic import ValidationError
 
 from rayalign.env.labels import Oracle, judge_late
 from rayalign.env.world import World
 from rayalign.errors import ConfigError, OracleError, WaitError
 from rayalign.serve.config import OracleConfig
-from rayalign.serve.endpoint import LONGEST_IN_SILENCES, retry_after
+from rayalign.serve.deadline import LONGEST_IN_SILENCES, Deadlines
+from rayalign.serve.endpoint import retry_after
 from rayalign.serve.http.schema import Description, Problem, Reply
-from rayalign.serve.http.session import EndingSession
 from rayalign.serve.http_guard import find_token
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.listening import is_loopback
@@ -56,8 +56,8 @@ class HttpOracle:
         parts = urlsplit(self.url)
         if self._token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             log.warning("the token for %s travels unencrypted; put TLS in front of the service (https)", self.url)
-        self._session = EndingSession()
-        self._session.auth = _Bearer(self._token)
+        self._client = httpx.AsyncClient(auth=_Bearer(self._token), timeout=config.http.timeout_s)
+        self._deadlines = Deadlines(self._client.aclose)
         self.description = self._describe()
         self.id = f"http:{parts.netloc}/{self.description.oracle}"
         """`http:`, the address, and the oracle's own id."""
@@ -119,7 +119,7 @@ class HttpOracle:
                 f"oracle.target={self.url!r} is not the address of a rayalign oracle: {self._said(response)}"
             ) from None
 
-    def _send(self, method: str, path: str, body: bytes | None, duels: int) -> requests.Response:
+    def _send(self, method: str, path: str, body: bytes | None, duels: int) -> httpx.Response:
         """The response, good or bad; what may pass is tried again. Raises `WaitError`, or `OracleError` at the start.
 
         The body stays the same, so that whatever the service is told twice it knows to be one question.
@@ -129,21 +129,21 @@ class HttpOracle:
             attempt += 1
             pause = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 16), LONGEST_PAUSE_S)
             try:
-                response = self._session.request_within(
-                    LONGEST_IN_SILENCES * self.config.http.timeout_s,
+                call = self._client.request(
                     method,
                     self.url + path,
-                    data=body,
+                    content=body,
                     headers={"Content-Type": "application/json"},
-                    timeout=self.config.http.timeout_s,
-                    allow_redirects=False,  # nobody else gets to see the token
+                    follow_redirects=False,  # nobody else gets to see the token
                 )
+                response = self._deadlines.within(LONGEST_IN_SILENCES * self.config.http.timeout_s, call)
                 if not _may_pass(response, bought=bool(duels)):
                     return response
                 why = f"HTTP {response.status_code}: {self._said(response)}"
                 pause = min(max(pause, retry_after(response.headers)), LONGEST_PAUSE_S)
-            except requests.RequestException as error:
-                why = type(error).__name__
+            except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
+                over = isinstance(error, TimeoutError | httpx.TimeoutException)
+                why = "Timeout" if over else type(error).__name__
             tried = f"oracle.target={self.url} {attempt} time{'s' if attempt > 1 else ''}"
             if not duels and attempt > self.config.retries:
                 raise OracleError(
@@ -157,7 +157,7 @@ class HttpOracle:
                 )
             time.sleep(pause * random.uniform(0.75, 1.0))
 
-    def _why(self, response: requests.Response) -> str:
+    def _why(self, response: httpx.Response) -> str:
         said = self._said(response)
         if response.status_code == 401:
             where = self.config.http.token_file or f"${self.config.http.token_env}"
@@ -167,7 +167,7 @@ class HttpOracle:
             return f"{self.url}: {shown} (oracle.http.token_env, oracle.http.token_file). Nothing was charged."
         return f"{self.url} answers HTTP {response.status_code}: {said}"
 
-    def _said(self, response: requests.Response) -> str:
+    def _said(self, response: httpx.Response) -> str:
         try:
             text = Problem.model_validate_json(response.content).error.message
         except ValidationError:
@@ -190,19 +190,20 @@ class LateHttpOracle(HttpOracle):
         return self.answered(duels)
 
 
-class _Bearer(requests.auth.AuthBase):
+class _Bearer(httpx.Auth):
     """Shows the token; given as `auth`, so that no ~/.netrc is looked at."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Called by httpx."""
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
+        yield request
 
 
-def _may_pass(response: requests.Response, *, bought: bool) -> bool:
+def _may_pass(response: httpx.Response, *, bought: bool) -> bool:
     """Whether asking again may help. An error in JSON is the oracle's own word, any other one a proxy's.
 
     A service that is being started again is not known to its proxy yet, which then says 404. Before anything was
