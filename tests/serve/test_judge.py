@@ -173,7 +173,7 @@ TROUBLES = {
     "half closed": (CUT, "Connection error"),
     "no answer": (SLAM, "Connection error"),
     "timeout": (HANG, "timed out"),
-    "a drip": (DRIP, "the call timed out: not over after 0.9 s"),
+    "a drip": (DRIP, "the call timed out: not over after 1.5 s"),
     "a drip of headers": (DRIP_HEADERS, "the call timed out"),
     "another token": (token("Both"), "unreadable verdict 'Both'"),
 }
@@ -190,7 +190,7 @@ def test_trouble_is_asked_again_and_if_it_stays_it_is_a_failure_and_never_a_labe
         return reply if prompt == "never" or asked[prompt] == 1 else longer(body, n)
 
     with ChatServer(behaviour) as server:
-        judge = judge_of(server, order="random", retries=2, timeout_s=1, price=1)
+        judge = judge_of(server, order="random", retries=2, timeout_s=0.5, price=1)
         good, bad = judge.judge([duel("g", text="once"), duel("b", text="never")])
     assert good.probability == pytest.approx(0.9)
     assert bad.probability is None and reason in bad.failure and "3 attempts" in bad.failure
