@@ -90,9 +90,9 @@ def estimate(
     calibrate: Annotated[bool, typer.Option(help="Run a few batches here for the time; buys nothing.")] = False,
     changes: Changes = None,
 ) -> None:
-    """Say what a run will cost before it is started: labels, money, tokens, memory per role, time."""
+    """Say what a run will cost before it is started: labels, money, tokens, memory per role and per GPU, time."""
     from rayalign.estimate.estimate import estimate as work_out
-    from rayalign.estimate.estimate import rows_of
+    from rayalign.estimate.rows import rows_of
     from rayalign.loop import loop
 
     choices, others = split_choices(read_changes(changes))
@@ -107,6 +107,7 @@ def estimate(
         settings.pop("run_dir", None),
         settings.pop("oracle", None),
         settings,
+        weights=False,
     )
     loop.validate(plan)
     found = work_out(plan, with_calibration=calibrate)

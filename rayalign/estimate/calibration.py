@@ -1,7 +1,7 @@
 """How long one batch takes on this machine: the real engine, agent and learner, in this process, without Ray.
 
 Nothing is bought: the initial policy answers unlabelled prompts, and the labels that agent and learner are timed with
-are coin flips that nobody keeps.
+are coin flips that nobody keeps. Oracles that cost nothing are asked for the time that it takes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import torch
 
 from rayalign.agents.agent import Agent, AgentContext
 from rayalign.env.world import World
+from rayalign.errors import DataError
+from rayalign.estimate.labelling import make_free_oracles
+from rayalign.estimate.room import in_one_process
 from rayalign.learner.policy import load_policy, merged_state
 from rayalign.learner.reference import Reference
 from rayalign.learner.strategies import make_strategy
@@ -43,6 +46,8 @@ class Calibration:
     """Mean length of a sampled response."""
     duels: float
     """Mean number of pairs that the agent chose for a batch."""
+    label_seconds: dict[str, float] = field(default_factory=dict)
+    """Of one label by one process, by section; of oracles that cost nothing (`rayalign.estimate.labelling`)."""
 
 
 @dataclass
@@ -50,18 +55,23 @@ class _Clock:
     laps: dict[str, list[float]] = field(default_factory=dict)
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str, times: int = 1) -> Iterator[None]:
+        """Times a stage that does something `times` times over; a lap is one of them."""
         start = time.perf_counter()
         yield
-        self.laps.setdefault(stage, []).append(time.perf_counter() - start)
+        self.laps.setdefault(stage, []).append((time.perf_counter() - start) / times)
 
     def seconds(self) -> dict[str, float]:
         """The median lap of each stage, without the first where there are more."""
         return {stage: float(np.median(laps[1:] or laps)) for stage, laps in self.laps.items()}
 
 
-def calibrate(config: RunConfig, world: World, agent: Agent) -> Calibration:
-    """Run a few batches of everything but the purchase. Takes as long as they take, and the loading of the models."""
+def calibrate(config: RunConfig, world: World, agent: Agent, custom: Any = None) -> Calibration:
+    """Run a few batches of everything but the purchase. Takes as long as they take, and the loading of the models.
+
+    `custom` is an oracle that was given by hand, which is not asked. Raises `DataError` if the agent finds no pair.
+    """
+    config = in_one_process(config)
     encoder = PromptEncoder(config.policy, config.rollout.max_prompt_tokens, chat=config.rollout.chat)
     size = agent.prompts_per_batch(config.loop.batch_size)
     engine: Any = make_engine(config.rollout, config.policy)
@@ -78,12 +88,13 @@ def calibrate(config: RunConfig, world: World, agent: Agent) -> Calibration:
         )
     )
     device = torch.device("cuda" if config.learner.gpus_per_worker > 0 else "cpu")
-    learner = replace(config.learner, strategy="plain", num_workers=1)
+    learner = config.learner
     policy = load_policy(config.policy, learner, config.loop.seed)
     frozen = Reference.of(agent, learner, policy)
     strategy = make_strategy(policy, learner, device)
     reference = Reference(agent, learner, strategy, None if frozen is None else strategy.shard(frozen))
-    clock, lengths, chosen = _Clock(), [], []
+    oracles = make_free_oracles(config, world, custom)
+    clock, labelling, lengths, chosen = _Clock(), _Clock(), [], []
     for batch in range(BATCHES):
         rng = np.random.default_rng([config.loop.seed, batch])
         prompts = [encoder.encode(world.prompt(batch * size + i)) for i in range(size)]
@@ -94,6 +105,9 @@ def calibrate(config: RunConfig, world: World, agent: Agent) -> Calibration:
             choices = agent.select(batch, prompts, candidates, rng)
         flips = _coin_flips(batch, prompts, candidates, choices, rng)
         chosen.append(len(flips))
+        for section, oracle in oracles.items() if flips else ():
+            with labelling(section, len(flips)):
+                oracle.judge([flip.duel for flip in flips])
         if flips:
             with clock("observe"):
                 agent.observe(batch, flips, rng)
@@ -105,11 +119,20 @@ def calibrate(config: RunConfig, world: World, agent: Agent) -> Calibration:
                     update(strategy, agent, TrainBatch(index=batch, preferences=trained), known, learner, 0.0)
         with clock("sync"):
             engine.load(pack(batch + 1, merged_state(policy)))
+    if not any(chosen):
+        raise DataError(
+            f"agent {config.agent_name!r} found no pair to ask about in {BATCHES} batches of {size} prompts: the "
+            "initial policy's answers are all alike. Raise rollout.temperature or rollout.max_tokens; a run would stop "
+            f"after loop.max_stalled_batches={config.loop.max_stalled_batches} such batches."
+        )
     heldout = [encoder.encode(prompt) for prompt in world.heldout(config.evaluation.num_prompts)]
     with clock("evaluate"):
         engine.generate(heldout, config.rollout.sampling(n=1, temperature=config.evaluation.temperature), 0)
     return Calibration(
-        seconds=clock.seconds(), response_tokens=float(np.mean(lengths or [0])), duels=float(np.mean(chosen))
+        seconds=clock.seconds(),
+        response_tokens=float(np.mean(lengths or [0])),
+        duels=float(np.mean(chosen)),
+        label_seconds=labelling.seconds(),
     )
 
 

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from model_shapes import BIG, TINY, TINY_PARAMETERS
 from typer.testing import CliRunner
 
 from rayalign.agents import make_agent
 from rayalign.agents.agent import Agent
 from rayalign.cli import app
 from rayalign.config import apply
-from rayalign.env import make_world
 from rayalign.estimate.calibration import Calibration
-from rayalign.estimate.estimate import (
-    CALLS_S,
-    START_S,
-    calls_per_label,
-    num_evaluations,
-    price_per_label,
-    purchases_of,
-    seconds_of,
-    tokens_of,
-)
-from rayalign.estimate.memory import ModelShape, engine_memory, learner_memory, memory_of
+from rayalign.estimate.estimate import CALLS_S, START_S, seconds_of, tokens_of
+from rayalign.estimate.labelling import LabelTime
+from rayalign.estimate.memory import memory_of
+from rayalign.estimate.policy_memory import engine_memory, learner_memory
+from rayalign.estimate.purchases import calls_per_label, num_evaluations, price_per_label, purchases_of
+from rayalign.estimate.shape import ModelShape
 from rayalign.learner.config import LearnerConfig
 from rayalign.learner.policy import load_policy
 from rayalign.rollout.config import RolloutConfig
 from rayalign.runs.config import RunConfig
-
-# A Llama of 2 layers, width 128, MLP 256, 4 heads of 32, 73 words, head and embedding apart.
-TINY = Path(make_world("rayalign/TinyWorld-v0").default_policy())
-# per layer: 4 projections of 128 x 128, 3 of 128 x 256, 2 norms; twice 73 x 128 and the last norm
-TINY_PARAMETERS = 2 * (4 * 128 * 128 + 3 * 128 * 256 + 2 * 128) + 2 * 73 * 128 + 128
-BIG = ModelShape(
-    parameters=1_000_000,
-    adapted=((100, 100), (100, 300)),
-    layers=4,
-    hidden=100,
-    intermediate=300,
-    heads=10,
-    kv_heads=2,
-    head_dim=10,
-    vocabulary=1000,
-)
 
 
 def parts(agent: Agent | None = None, **settings: object) -> dict[str, int]:
@@ -167,10 +145,10 @@ def test_float16_weights_are_float32_on_a_cpu() -> None:
 
 def test_agents_that_ask_more_models_have_more_roles() -> None:
     def roles(name: str) -> list[str]:
-        return [role.role for role in memory_of(RunConfig(), make_agent(name), BIG, 20, 8)]
+        return [role.role for role in memory_of(RunConfig(), make_agent(name), BIG, 20, 8)[0]]
 
-    assert roles("passive") == ["learner", "engine"]
-    assert roles("apl") == ["learner", "engine", "scorer"]
+    assert roles("passive") == ["engine", "learner"]
+    assert roles("apl") == ["engine", "scorer", "learner"]
     assert "reference engine" in roles("xpo")
 
 
@@ -255,8 +233,17 @@ def test_tokens_are_those_of_all_batches_and_answers() -> None:
     assert found.generated == (2 * 32 * 2 + 2 * 5) * 10
     assert found.trained == 2 * (2 * 32 * 2 * 40)
     assert found.referred == 2 * 32 * 2 * 40
+
+
+def test_an_agent_that_skips_half_of_its_prompts_needs_twice_the_batches() -> None:
+    config = run_config(**{"loop.budget": 64, "loop.batch_size": 32, "rollout.max_tokens": 10, "evaluation.every": 0})
     measured = Calibration(seconds={}, response_tokens=4.0, duels=16.0)
-    assert tokens_of(config, Agent(), [30], heldout=5, found=measured).referred == 2 * 2 * 16 * 34
+    found = tokens_of(config, Agent(), [30], heldout=5, found=measured)
+    assert found.batches == 4
+    assert found.referred == 4 * 16 * 2 * 34
+    assert found.generated == (4 * 32 * 2 + 2 * 5) * 4
+    full = replace(measured, duels=32.0)
+    assert tokens_of(config, Agent(), [30], heldout=5, found=full).batches == 2
 
 
 def test_time_adds_up_in_turn_and_overlaps_where_generation_may_run_ahead() -> None:
@@ -266,6 +253,17 @@ def test_time_adds_up_in_turn_and_overlaps_where_generation_may_run_ahead() -> N
     assert seconds_of(config, 10, found) == pytest.approx(START_S + 10 * (2 + 1 + CALLS_S + 3 + 0.5) + 2 * 5)
     ahead = apply(config, {"loop.max_staleness": 1})
     assert seconds_of(ahead, 10, found) == pytest.approx(START_S + 10 * 3.5 + 2 * 5)
+
+
+def test_time_of_labelling_is_part_of_the_time_for_the_budget_and_for_evaluation() -> None:
+    found = Calibration(seconds={"generate": 4.0, "learn": 3.0}, response_tokens=1.0, duels=1.0)
+    config = run_config(**{"evaluation.every": 0})
+    slow = LabelTime(section="oracle", training=50.0, evaluation=7.0, how="")
+    unknown = LabelTime(section="evaluation.oracle", training=None, evaluation=None, how="people")
+    without = seconds_of(config, 10, found)
+    assert seconds_of(config, 10, found, [slow, unknown]) == pytest.approx(without + 57)
+    ahead = apply(config, {"loop.max_staleness": 1})  # 4.2 s of generation and 5 s of labelling, beside 3 s of learning
+    assert seconds_of(ahead, 10, found, [slow]) == pytest.approx(START_S + 10 * (4 + CALLS_S + 5) + 7)
 
 
 def test_the_command_tells_the_costs_and_buys_and_writes_nothing(tmp_path, monkeypatch) -> None:
@@ -282,6 +280,8 @@ def test_the_command_tells_the_costs_and_buys_and_writes_nothing(tmp_path, monke
     assert told["batches"] == "30"
     assert told["parameters"] == "347k"
     assert told["time"] == "not known"
+    assert told["memory, posterior"].endswith("(cpu)")
+    assert "memory, the fullest GPU" not in told and "time of labelling, oracle" not in told
     assert not list(tmp_path.iterdir())
 
 
@@ -292,7 +292,7 @@ def test_a_calibration_times_every_stage_and_knows_the_length_of_responses(tmp_p
     )
     assert done.exit_code == 0, done.output
     assert "measured here" in done.stdout and "not known" not in done.stdout
-    for stage in ("generate", "select", "observe", "learn", "sync", "evaluate"):
+    for stage in ("generate", "select", "observe", "learn", "sync", "evaluate", "time of labelling, oracle"):
         assert stage in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -283,7 +283,7 @@ def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder
     where = str(policy) if config.backbone == "policy" else config.backbone
     try:
         described = AutoConfig.from_pretrained(where)
-        shortened = _first_layers(described, config)
+        shortened = first_layers(described, config)
         with _quiet():  # that the head and the upper layers are left out is no news
             model, info = AutoModel.from_pretrained(
                 where, config=shortened, dtype=getattr(torch, config.dtype), output_loading_info=True
@@ -312,7 +312,7 @@ def _load_backbone(config: FeatureConfig, policy: Path, device: str) -> _Decoder
     return _Decoder(model, None if same else tokenizer, config)
 
 
-def _first_layers(described: Any, config: FeatureConfig) -> Any:
+def first_layers(described: Any, config: FeatureConfig) -> Any:
     """The backbone's own config, with `config.layers` layers if it says so."""
     if not config.layers:
         return described
