@@ -37,11 +37,11 @@ class Aligned:
     rollout: RolloutConfig
     """As in the run, or as the settings say."""
     run: str = ""
-    """The run directory; empty for a model that is none."""
+    """The run directory, of a run in a bucket this machine's copy; empty for a model that is none."""
 
     @classmethod
     def find(cls, what: str | Path, changes: Mapping[str, Any] | None = None) -> Aligned:
-        """The final policy of the finished run in `what`, or the model that `what` names.
+        """The final policy of the finished run in `what` (a folder, or a URI in a bucket), or the model that it names.
 
         `changes` are settings of the section `rollout`, by dotted names. Raises `DataError` for an unfinished run or
         what is no model, and `ConfigError` for another section's settings.
@@ -49,14 +49,14 @@ class Aligned:
         for name in changes or {}:
             if not name.startswith("rollout."):
                 raise ConfigError(f"{name} has no meaning after the run; only rollout.* may be changed.")
-        storage.local_only(what, "what")
-        if (Path(what) / CONFIG).exists():
-            stored, result = StoredRun.read(what), Result.load(what)
+        if storage.in_bucket(what) or (Path(what) / CONFIG).exists():
+            result = Result.load(what)  # of a run in a bucket the only download
+            stored = StoredRun.read(result.path)
             config, policy, run = stored.config, result.checkpoint.absolute(), str(stored.path)
         else:
             config, policy, run = RunConfig(), resolve_policy(what), ""
         rollout = settings.apply(config, dict(changes or {})).rollout
-        name = Path(run or str(what)).name
+        name = storage.last_name(what if storage.in_bucket(what) else run or what)
         return cls(name=name, policy=str(policy), rollout=rollout, run=run)
 
     def check_best_of(self, best_of: int) -> None:

@@ -66,7 +66,7 @@ def write_answers(
     """Answer every prompt of a file and write the answers to `out`, which must not be there; returns it.
 
     Args:
-        what: directory of a finished run, or a model.
+        what: directory of a finished run (a folder, or a URI in a bucket), or a model.
         prompts: file of questions; see the head of this module.
         out: file of answers.
         format: `alpaca_eval` or `mt_bench`.

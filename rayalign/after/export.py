@@ -43,7 +43,7 @@ def export(
     """Write what a finished run made into the new or empty directory `out`; returns it.
 
     Args:
-        run_dir: of a finished run or replay.
+        run_dir: of a finished run or replay; a folder, or a URI in a bucket.
         out: nothing in it is ever overwritten.
         adapter: the adapters alone; the run must have trained adapters (`learner.lora.rank`).
         base_model: the hub's id of the initial policy, for the card and the adapter; default: what its directory says.
@@ -53,15 +53,16 @@ def export(
         DataError: the run is not finished, or `out` is not empty, or what was written can't be loaded again.
         ConfigError: adapters are asked for, and the run has none.
     """
-    for setting, place in (("run_dir", run_dir), ("out", out)):
-        storage.local_only(place, setting)
-    result, record, stored = Result.load(run_dir), RunRecord.read(run_dir), StoredRun.read(run_dir)
+    storage.local_only(out, "out")
     target = Path(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"out={str(out)!r} is there already; name a new or an empty directory: nothing is overwritten.")
+    result = Result.load(run_dir)  # of a run in a bucket the only download; the rest is read from its copy
+    record, stored = RunRecord.read(result.path), StoredRun.read(result.path)
     if adapter and not (result.checkpoint / ADAPTER).is_dir():
         raise ConfigError(
-            f"--adapter: {str(run_dir)!r} trained all weights (learner.lora.rank=0): there is no adapter. Leave it out."
+            f"--adapter: {storage.plain(run_dir)!r} trained all weights (learner.lora.rank=0): there is no adapter. "
+            "Leave it out."
         )
     base = base_model or hub_id(stored.config.policy)
     chat = stored.config.rollout.chat
@@ -106,12 +107,13 @@ def _preferences(stored: StoredRun, folder: Path, policy: Path, chat: str) -> tu
     """Write the dataset; returns its rows, what the labels cost where the run paid for them itself, and its format."""
     import pyarrow.parquet as parquet
 
-    source, which = stored.path / "ledger.arrow", {}
+    named, which = str(stored.path / "ledger.arrow"), {}
     if stored.is_replay:
         used = read_yaml((stored.path / REPLAY).read_text())
-        source, which = Path(used["ledger"]), {"batches": used["batches"], "synthetic": used["synthetic"]}
+        named, which = used["ledger"], {"batches": used["batches"], "synthetic": used["synthetic"]}
+    source = storage.fetched_ledger(named)
     if not source.exists():
-        raise DataError(f"the labels of {str(stored.path)!r} are not where they were: {source} does not exist.")
+        raise DataError(f"the labels of {str(stored.path)!r} are not where they were: {named} does not exist.")
     conversational = export_preferences(source, folder, policy, chat, **which)
     with Ledger(source, read_only=True) as ledger:
         price = None if stored.is_replay else ledger.price

@@ -64,6 +64,8 @@ class _Plan:
 
     config: RunConfig
     replay: ReplayConfig
+    ledger: Path
+    """Its ledger as this process reads it: the file itself, or a copy of one in a bucket."""
     agent: Agent
     world: World | None
     oracle: Any = None
@@ -92,7 +94,8 @@ def replay(
     """Train `agent` on the labels of a finished or running run, without buying any.
 
     Args:
-        source: a run directory, or the file of a ledger; what lies beside it is the run that it belongs to.
+        source: a run directory, or the file of a ledger; what lies beside it is the run that it belongs to. Either may
+            be in a bucket.
         agent: a registered name or an `Agent`. Default: the run's own, with its settings; another one starts with its
             own defaults and what suits the environment. Everything that is not `agent.*` is the run's.
         env: registered id of the environment to evaluate in, where `source` is a ledger alone.
@@ -116,9 +119,8 @@ def replay(
     """
     top = {"loop.epochs": epochs, "loop.batch_size": batch_size, "loop.seed": seed}
     given = settings.flatten(overrides) | {name: value for name, value in top.items() if value is not None}
-    for setting, place in (("source", source), ("run_dir", run_dir)):
-        storage.local_only(place, setting)
-    plan_ = _prepare(Path(source), agent, env, policy, run_dir, oracle, synthetic, given)
+    storage.local_only(run_dir, "run_dir")
+    plan_ = _prepare(source, agent, env, policy, run_dir, oracle, synthetic, given)
     _validate(plan_)
     folder = Path(plan_.config.run_dir)
     facts = {CONFIG: settings.to_yaml(plan_.config), REPLAY: settings.to_yaml(plan_.replay)}
@@ -139,7 +141,7 @@ def replay(
 
 # ==== before anything is started ===============================================================================
 def _prepare(
-    source: Path,
+    source: str | Path,
     agent: str | Agent | None,
     env: str | None,
     policy: str | Path | None,
@@ -149,7 +151,7 @@ def _prepare(
     given: dict[str, Any],
 ) -> _Plan:
     """Settings from the run that the ledger belongs to, then the agent's and the world's, then the user's."""
-    ledger, stored = _find(source)
+    ledger, file, stored = _find(source)
     for name in given:
         if name.startswith(WITHOUT_MEANING):
             hint = " Who judges the evaluation is evaluation.oracle.*." if name.startswith("oracle.") else ""
@@ -174,15 +176,15 @@ def _prepare(
     given = named | given
     config = settings.apply(config, given)
     chunk = config.loop.batch_size if "loop.batch_size" in given else 0
-    with Ledger(ledger, read_only=True) as opened:
+    with Ledger(file, read_only=True) as opened:
         batches = opened.num_streamed
     if run_dir is not None and (begun := Path(storage.absolute(run_dir)) / REPLAY).exists():
         # It may have grown since: what was begun goes on with as many.
         batches = min(batches, int(settings.read_yaml(begun.read_text()).get("batches", batches)))
-    replayed = ReplayConfig(ledger=str(ledger), batches=batches, batch_size=chunk, synthetic=synthetic)
-    labels = LedgerBatches(replayed).num_labels
+    replayed = ReplayConfig(ledger=ledger, batches=batches, batch_size=chunk, synthetic=synthetic)
+    labels = LedgerBatches(replayed, file).num_labels
     if not labels:
-        raise DataError(f"{str(ledger)!r} holds no label of an oracle to train on.")
+        raise DataError(f"{ledger!r} holds no label of an oracle to train on.")
     policy = str(policy or config.policy or (world and world.default_policy()) or "")
     if not policy:
         raise ConfigError("policy is not set, and no config.yaml lies beside the ledger; name the initial policy.")
@@ -197,6 +199,7 @@ def _prepare(
     return _Plan(
         config=config,
         replay=replayed,
+        ledger=file,
         agent=type(made)(config.agent),
         world=world,
         oracle=custom,
@@ -204,13 +207,21 @@ def _prepare(
     )
 
 
-def _find(source: Path) -> tuple[Path, StoredRun | None]:
-    """The ledger's file, and the run that it belongs to if that lies beside it."""
-    ledger = (source / LEDGER if source.is_dir() else source).absolute()
-    if not ledger.exists():
-        raise DataError(f"{str(source)!r} is neither a run directory with a {LEDGER} nor the file of a ledger.")
-    stored = StoredRun.read(ledger.parent) if (ledger.parent / CONFIG).exists() else None
-    return ledger, stored
+def _find(source: str | Path) -> tuple[str, Path, StoredRun | None]:
+    """The ledger as it is named everywhere, its file to read, and the run that it belongs to if that lies beside it."""
+    if storage.in_bucket(source):
+        named = storage.plain(source)
+        ledger = named if storage.last_name(named).endswith(".arrow") else storage.join(named, LEDGER)
+        file = storage.fetched_ledger(ledger, run=True)
+    else:
+        path = storage.fetched(source)
+        file = (path / LEDGER if path.is_dir() else path).absolute()
+        ledger = str(file)
+    if not file.exists():
+        shown = storage.plain(source)
+        raise DataError(f"{shown!r} is neither a run directory with a {LEDGER} nor the file of a ledger.")
+    stored = StoredRun.read(file.parent) if (file.parent / CONFIG).exists() else None
+    return ledger, file, stored
 
 
 def _with_agent(base: RunConfig | None, stored: StoredRun | None, agent: str | Agent | None) -> tuple[RunConfig, Agent]:
@@ -268,7 +279,7 @@ def _validate(plan_: _Plan) -> None:
         against(config.evaluation, heldout)
     elif plan_.oracle is not None or config.evaluation.oracle is not None:
         raise ConfigError("an oracle is named for evaluation, but no environment with held-out prompts: set env.")
-    batches = LedgerBatches(plan_.replay)
+    batches = LedgerBatches(plan_.replay, plan_.ledger)
     first = next(found for i in range(len(batches)) if (found := batches.preferences(i)))
     _check_tokens(first, config.policy, plan_.replay.ledger)
     _check_agent(plan_, first)
@@ -376,7 +387,7 @@ def _finish(plan_: _Plan) -> Result:
     policy, chat = plan_.config.policy, plan_.config.rollout.chat
     used = plan_.replay  # what was trained on: the ledger may have grown since
     export_preferences(
-        used.ledger, folder / "preferences", policy, chat, batches=used.batches, synthetic=used.synthetic
+        plan_.ledger, folder / "preferences", policy, chat, batches=used.batches, synthetic=used.synthetic
     )
     evaluations = read_evaluations(folder)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})

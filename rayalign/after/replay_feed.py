@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayalign import storage
 from rayalign.agents.agent import Agent, AgentContext
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
@@ -41,7 +42,7 @@ class ReplayConfig:
     """Whose labels a replay trains on, and how they are cut; `replay.yaml` in its directory is one of these."""
 
     ledger: str = ""
-    """The ledger's file."""
+    """The file of the ledger, or its URI in a bucket."""
     batches: int = 0
     """Stream batches of the ledger that are used: those that were there when the replay began."""
     batch_size: int = 0
@@ -57,9 +58,10 @@ class ReplayConfig:
 class LedgerBatches:
     """Training batches out of a ledger: `epochs` passes, the first in the ledger's order. Thread-safe."""
 
-    def __init__(self, config: ReplayConfig, *, seed: int = 0, epochs: int = 1) -> None:
+    def __init__(self, config: ReplayConfig, file: str | Path | None = None, *, seed: int = 0, epochs: int = 1) -> None:
+        """`file` is the ledger as this machine has it already; None fetches it if it is in a bucket."""
         self.config, self.seed, self.epochs = config, seed, epochs
-        self._ledger = Ledger(config.ledger, read_only=True)
+        self._ledger = Ledger(file or storage.fetched_ledger(config.ledger), read_only=True)
         bought = [self._ledger.bought(batch) for batch in range(config.batches)]
         if not config.synthetic:
             bought = [[True] * sum(flags) for flags in bought]

@@ -65,7 +65,7 @@ def serve_policy(
     """Serve the final policy of a finished run, or another model, while the block runs.
 
     Args:
-        what: directory of a finished run, or a model.
+        what: directory of a finished run (a folder, or a URI in a bucket), or a model.
         host: address to listen on; any but a loopback address needs a token, and TLS in front of it.
         port: TCP port to listen on.
         model: name that requests have to name; default: the last name of `what`.

@@ -49,7 +49,7 @@ class RunRecord:
         path = storage.fetched(run_dir)
         config, result = path / CONFIG, path / "result.json"
         if not config.exists() and not (path / METRICS).exists():
-            raise DataError(f"{str(path)!r} holds no run (no {CONFIG}, no {METRICS}); name the folder of a run.")
+            raise DataError(f"{storage.plain(run_dir)!r} holds no run (no {CONFIG}, no {METRICS}); name the folder of a run.")
         return cls(
             path=path,
             settings=flatten(read_yaml(config.read_text())) if config.exists() else {},

@@ -46,10 +46,10 @@ class Result:
     @classmethod
     def load(cls, path: str | Path) -> Result:
         """Read a finished run's result; one in a bucket is copied. Raises `DataError` if `path` holds none."""
-        path = storage.fetched(path, checkpoint=True)
+        shown, path = storage.plain(path), storage.fetched(path, checkpoint=True)
         file = path / "result.json"
         if not file.exists():
-            raise DataError(f"{path} holds no finished run (no result.json). `rayalign resume {path}` finishes it.")
+            raise DataError(f"{shown} holds no finished run (no result.json). `rayalign resume {shown}` finishes it.")
         stored: dict[str, Any] = json.loads(file.read_text())
         return cls(path=path, checkpoint=path / "checkpoint", **stored)
 

@@ -45,7 +45,8 @@ class StoredRun:
         """Read a run directory. Raises `ConfigError` if it holds no run."""
         folder = storage.fetched(run_dir).absolute()
         if not (folder / CONFIG).exists():
-            raise ConfigError(f"run_dir={str(folder)!r} holds no run (no {CONFIG}). Start one with `rayalign run`.")
+            shown = storage.plain(run_dir)
+            raise ConfigError(f"run_dir={shown!r} holds no run (no {CONFIG}). Start one with `rayalign run`.")
         custom: dict[str, Any] = {}
         if (folder / CUSTOM_INPUTS).exists():
             custom = cloudpickle.loads((folder / CUSTOM_INPUTS).read_bytes())

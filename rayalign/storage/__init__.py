@@ -13,6 +13,7 @@ from rayalign.storage.journal import open_journal
 from rayalign.storage.place import (
     Place,
     fetched,
+    fetched_ledger,
     folder_of,
     gathered,
     holds,
@@ -26,17 +27,19 @@ from rayalign.storage.place import (
     take,
     upload,
 )
-from rayalign.storage.uri import absolute, in_bucket, join, local_only, plain, ray_storage
+from rayalign.storage.uri import absolute, in_bucket, join, last_name, local_only, plain, ray_storage
 
 __all__ = [
     "Place",
     "absolute",
     "fetched",
+    "fetched_ledger",
     "folder_of",
     "gathered",
     "holds",
     "in_bucket",
     "join",
+    "last_name",
     "local_only",
     "open_journal",
     "open_place",

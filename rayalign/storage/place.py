@@ -5,7 +5,7 @@
                 publish         some of them to the bucket
                 gathered        everything that the collector wrote, too
                 release         the next one's turn
-    anybody     fetched         a copy to read
+    anybody     fetched         a copy to read; fetched_ledger: of a ledger alone
 
 The local folders are under `$RAYALIGN_CACHE/buckets`. Each process has its own, made anew: nothing old is trusted.
 """
@@ -174,17 +174,49 @@ def release(run_dir: str) -> None:
 
 # -- others ---------------------------------------------------------------------------------------------------------
 def fetched(run_dir: str | Path, *, checkpoint: bool = False) -> Path:
-    """A local folder to read the run from: itself, or a copy that goes with this process."""
+    """A local folder to read the run from: itself, or a copy that goes with this process.
+
+    `checkpoint`: with the final policy, if the run is finished.
+    """
     if not in_bucket(run_dir):
         return Path(str(run_dir).removeprefix("file://"))
     uri = replace(Uri.parse(str(run_dir)), turn="")
-    _scratch(uri).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="read-", dir=_scratch(uri)))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _download(_bucket(uri), folder)
-    if checkpoint:
-        _download_checkpoint(_bucket(uri), folder)
+    folder, bucket = _reading_folder(uri), _bucket(uri)
+    _download(bucket, folder)
+    for name in LEDGERS:
+        if not (folder / name).exists():  # a finished run that was copied there without `live/`
+            bucket.get_file(name, folder / name)
+    if checkpoint and (folder / _LAST[-1]).exists():
+        _download_checkpoint(bucket, folder)
     return folder
+
+
+def fetched_ledger(place: str | Path, *, run: bool = False) -> Path:
+    """The file of the ledger at `place` to read: itself, or a copy that goes with this process.
+
+    `run`: with the run that it lies in around it, if it lies in one. The file is not there if the ledger is not.
+    Raises `ConfigError` for one that lies in no folder of its bucket.
+    """
+    if not in_bucket(place):
+        return Path(str(place).removeprefix("file://"))
+    uri = replace(Uri.parse(str(place)), turn="")
+    parent, _, name = uri.path.rpartition("/")
+    if not parent:
+        raise ConfigError(
+            f"the ledger {uri.shown!r} must lie in a folder of its bucket: {uri.scheme}://bucket/runs/first."
+        )
+    beside = replace(uri, path=parent)
+    bucket = Bucket(beside)
+    if run and bucket.get(_LAST[0]) is not None:
+        file = fetched(str(beside)) / name
+    else:
+        file = _reading_folder(uri) / name
+        data = recorded(bucket, name)
+        if data is not None:
+            file.write_bytes(data)
+    if not file.exists():
+        bucket.get_file(name, file)
+    return file
 
 
 def upload(run_dir: str | Path, folder: Path, *names: str) -> None:
@@ -215,6 +247,13 @@ def _bucket(uri: Uri) -> Bucket:
 def _scratch(uri: Uri) -> Path:
     name = hashlib.blake2b(str(replace(uri, turn="")).encode(), digest_size=8).hexdigest()
     return cache_root().absolute() / "buckets" / f"{uri.path.rpartition('/')[2]}-{name}" / uri.turn
+
+
+def _reading_folder(uri: Uri) -> Path:
+    _scratch(uri).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="read-", dir=_scratch(uri)))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _upload(bucket: Bucket, folder: Path, names: tuple[str, ...]) -> None:

@@ -141,17 +141,23 @@ def join(run_dir: str | Path, name: str) -> str:
     return str(replace(uri, path=f"{uri.path}/{name}"))
 
 
+def last_name(run_dir: str | Path) -> str:
+    """What a run directory is called: the last part of its path."""
+    return Uri.parse(str(run_dir)).path.rpartition("/")[2] if in_bucket(run_dir) else Path(run_dir).name
+
+
 def plain(run_dir: str | Path) -> str:
     """Without whose turn it is: what people are shown, and what a config keeps."""
     return str(replace(Uri.parse(str(run_dir)), turn="")) if in_bucket(run_dir) else str(run_dir)
 
 
 def local_only(path: str | Path | None, setting: str) -> None:
-    """Raise `ConfigError` if `setting` names a place in a bucket, which only runs themselves can use."""
+    """Raise `ConfigError` if `setting` names a place in a bucket, where only runs themselves are written."""
     if path is not None and in_bucket(path):
         raise ConfigError(
-            f"{setting}={plain(path)!r} must be a local path: only `run`, `resume` and `report` work in a bucket. Name "
-            "a folder, and copy it (or what it is made of) to or from the bucket with your store's own tools."
+            f"{setting}={plain(path)!r} must be a local path: a bucket can hold a run, and a run that is there can be "
+            "read by every command, but what is written here is files. Name a folder, and copy it to the bucket with "
+            "your store's own tools."
         )
 
 

@@ -1,12 +1,12 @@
 """A run in a bucket whose machine is lost goes on on an empty one, with the ledger of an undisturbed run."""
 
-import logging
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+from s3_server import bucket_of
 from whole_runs import SMALL, contents, kill_driver, start_driver
 
 from rayalign.ledger.ledger import fold
@@ -20,25 +20,9 @@ SETTINGS = {"budget": 24, "seed": 3, **SMALL, "logging.report": True}
 
 
 @pytest.fixture
-def uri(tmp_path, monkeypatch):
-    import pyarrow.fs
-    from moto.server import ThreadedMotoServer
-
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "a-secret-of-somebody",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "RAYALIGN_CACHE": str(tmp_path / "first machine"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    at = f"{host}:{port}"
-    pyarrow.fs.S3FileSystem(endpoint_override=at, scheme="http", allow_bucket_creation=True).create_dir("runs")
-    yield f"s3://runs/first?endpoint_override={at}&scheme=http"
-    server.stop()
+def uri(tmp_path):
+    with bucket_of(tmp_path / "first machine") as uri:
+        yield uri
 
 
 def labels(bucket: Bucket) -> int:

@@ -85,10 +85,10 @@ def test_what_needs_files_is_refused_and_nothing_written(given, message, uri, bu
 def test_what_can_not_work_in_a_bucket_says_so(tmp_path):
     for call in (
         lambda: rayalign.compare(["passive", "sea"], out=NOWHERE),
-        lambda: rayalign.replay(NOWHERE, "passive"),
+        lambda: rayalign.replay(tmp_path, "passive", run_dir=NOWHERE),
         lambda: rayalign.trainable("passive", folder=NOWHERE),
         lambda: write_report([NOWHERE, NOWHERE]),
-        lambda: rayalign.export(NOWHERE, tmp_path / "out"),
+        lambda: rayalign.export(tmp_path, NOWHERE),
     ):
         with pytest.raises(ConfigError, match="must be a local path"):
             call()
