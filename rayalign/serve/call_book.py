@@ -6,8 +6,10 @@
     free      not billed: the reservation is given back
     a crash in between: the reservation stays counted, since the provider may have billed it
 
-One file per folder, JSON Lines, shared by all replicas under a file lock; each reads what the others wrote before it
-decides. A line that was torn by a crash is a call that never left, or an answer that is asked again.
+CallBook         one file per folder, JSON Lines, shared by all replicas under a file lock; each reads what the others
+                 wrote before it decides. A line that was torn by a crash is a call that never left, or an answer that
+                 is asked again.
+BucketCallBook   objects in a bucket, of one replica at a time (`rayalign.storage.calls`)
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rayalign.errors import OracleError
+from rayalign.storage import BucketCalls
 
 NAME = "calls.jsonl"
 
@@ -68,7 +71,7 @@ class CallBook:
     @classmethod
     def copy_of(cls, folder: str | Path) -> CallBook:
         """What the book in `folder` says now, in memory: touches nothing, and may be read-only."""
-        book = cls()
+        book = _Once()
         for line in (Path(folder) / NAME).read_bytes().splitlines():
             book._take(_parsed(line))
         return book
@@ -96,13 +99,7 @@ class CallBook:
         """Book a call before it is made; returns its name. Raises `OracleError` if it would exceed the cap."""
         cost, name = Decimal(str(price)), uuid.uuid4().hex
         with self._locked() as file:
-            if self.cap and self._spent + cost > self.cap:
-                raise OracleError(
-                    f"the judge has cost {self._spent} and another call costs {cost}, which is more than "
-                    f"oracle.judge.max_spend={self.cap}. It was not made, and every answer so far is kept. To go on: "
-                    "rayalign resume RUN_DIR --set oracle.judge.max_spend=MORE (0: no cap); with evaluation. in front "
-                    "if it is the evaluation's judge."
-                )
+            self._check_cap(cost)
             self._write(
                 file, {"reserve": name, "duel": duel, "price": str(cost), "time": time.time()}, durable=cost > 0
             )
@@ -124,7 +121,19 @@ class CallBook:
         with self._locked() as file:
             self._write(file, {"free": call, "why": why}, durable=False)
 
+    def flush(self) -> None:
+        """What was noted is durable on return, as far as it is worth a write."""
+
     # -- inside -------------------------------------------------------------------------------------------------
+    def _check_cap(self, cost: Decimal) -> None:
+        if self.cap and self._spent + cost > self.cap:
+            raise OracleError(
+                f"the judge has cost {self._spent} and another call costs {cost}, which is more than "
+                f"oracle.judge.max_spend={self.cap}. It was not made, and every answer so far is kept. To go on: "
+                "rayalign resume RUN_DIR --set oracle.judge.max_spend=MORE (0: no cap); with evaluation. in front "
+                "if it is the evaluation's judge."
+            )
+
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes] | None]:
         """Alone with the file, and up to date with it."""
@@ -175,6 +184,93 @@ class CallBook:
     def _count(self, duel: str, cost: Decimal) -> None:
         self._spent += cost
         self._spent_on[duel] = self._spent_on.get(duel, Decimal(0)) + cost
+
+
+class _Once(CallBook):
+    """Takes each row once, however often it is found."""
+
+    def __init__(self, cap: float = 0.0) -> None:
+        super().__init__(None, cap)
+        self._taken: set[tuple[str, str]] = set()
+
+    def _take(self, row: dict[str, Any]) -> None:
+        key = next(((kind, row[kind]) for kind in ("reserve", "answer", "waste", "free") if kind in row), None)
+        if key is not None and key not in self._taken:
+            self._taken.add(key)
+            super()._take(row)
+
+
+class BucketCallBook(_Once):
+    """The calls of one replica in the bucket folder `uri`; the replicas before it can make none any more. Thread-safe.
+
+    A call is made only when its reservation is in the bucket and no later replica was seen after that. An answer that
+    could not be written is kept here, and goes with the next one.
+    """
+
+    def __init__(self, uri: str, cap: float = 0.0) -> None:
+        super().__init__(cap)
+        self._calls = BucketCalls(uri)
+        self._unwritten: list[bytes] = []
+        self._read(self._calls.found)
+
+    def refresh(self) -> None:
+        """Read what calls that were under way at an earlier replica have brought."""
+        self._read(self._calls.late())
+
+    def reserve(self, duel: str, price: float) -> str:
+        """As `CallBook.reserve`. Raises `StorageError` if the bucket does not take it, or another replica has come."""
+        cost, name = Decimal(str(price)), uuid.uuid4().hex
+        row = {"reserve": name, "duel": duel, "price": str(cost), "time": time.time()}
+        with self._mutex:
+            self._check_cap(cost)
+            self._take(row)  # at once, so that no other thread takes the same money
+        if not cost:
+            self._later(row)
+            return name
+        try:
+            self._put(row)
+            self._calls.check()
+        except BaseException:
+            self.free(name, "was not made")
+            raise
+        return name
+
+    def answer(self, call: str, question: Question, answer: Answer) -> None:
+        """What a call brought; known here in any case, and in the bucket unless it raises `StorageError`."""
+        row = {"answer": call, **question._asdict(), **answer._asdict()}
+        with self._mutex:
+            self._take(row)
+        self._put(row)
+
+    def flush(self) -> None:
+        """What was noted is in the bucket on return."""
+        if self._unwritten:
+            self._put()
+
+    def _write(self, file: IO[bytes] | None, row: dict[str, Any], *, durable: bool) -> None:
+        self._later(row)
+        self._take(row)
+
+    def _later(self, *rows: dict[str, Any]) -> None:
+        with self._mutex:
+            self._unwritten += [(json.dumps(row) + "\n").encode() for row in rows]
+
+    def _put(self, *rows: dict[str, Any]) -> None:
+        """Write `rows` and what waits; not under the mutex, as other threads' calls need not wait for the store."""
+        with self._mutex:
+            self._later(*rows)
+            lines, self._unwritten = self._unwritten, []
+        try:
+            self._calls.put(b"".join(lines))
+        except BaseException:
+            with self._mutex:
+                self._unwritten = lines + self._unwritten
+            raise
+
+    def _read(self, lines: bytes) -> None:
+        with self._mutex:
+            for line in lines.splitlines():
+                self._take(_parsed(line))
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

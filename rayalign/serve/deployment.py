@@ -69,9 +69,8 @@ class OracleDeployment:
                 "and oracle.max_replicas=0; an oracle that asks elsewhere, by the duels' ids, may say `shared = True`."
             )
         self.config = config
-        keep_in = getattr(self.oracle, "keep_in", None)  # scores that need not be found twice, or books of calls
-        if keep_in is not None and journal_dir is not None:
-            keep_in(storage.scratch_of(journal_dir))  # kinds with books (`needs_files`) are refused in a bucket
+        if journal_dir is not None:
+            _keep(self.oracle, journal_dir)
         self.journal = None if journal_dir is None else storage.open_journal(journal_dir)
         self.claims = None if journal_dir is None else Claims(storage.scratch_of(journal_dir))
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="oracle")
@@ -302,3 +301,17 @@ def build_app(
         **options,
     )
     return deployment.bind(config, factory, folder, *([] if service is None else [service]))
+
+
+def _keep(oracle: Oracle, journal_dir: str) -> None:
+    """Tell an oracle that keeps something where to: scores that need not be found twice, books of calls, a name.
+
+    In a bucket one that knows of buckets keeps what must not be lost there; what others keep goes with the machine, and
+    kinds that can't bear that (`needs_files`) were refused.
+    """
+    in_bucket = getattr(oracle, "keep_in_bucket", None)
+    keep_in = getattr(oracle, "keep_in", None)
+    if in_bucket is not None and storage.in_bucket(journal_dir):
+        in_bucket(journal_dir)
+    elif keep_in is not None:
+        keep_in(storage.scratch_of(journal_dir))

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
-from rayalign.errors import OracleError
-from rayalign.serve.call_book import Answer, CallBook, Question
+from rayalign.errors import OracleError, StorageError
+from rayalign.serve.call_book import Answer, BucketCallBook, CallBook, Question
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.endpoint import Endpoint, Reply, Trouble
 from rayalign.serve.judge_config import LOCAL, JudgeConfig
@@ -83,12 +83,17 @@ class JudgeOracle:
         stop = threading.Event()
         with ThreadPoolExecutor(min(self.config.concurrency, len(asked)), thread_name_prefix="judge") as pool:
             futures = [pool.submit(self._settled, duel, q, stop) for duel, q in asked]
+        self.book.flush()
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
             raise next((e for e in errors if isinstance(e, OracleError)), errors[0])
         outcomes = {q: future.result() for (_, q), future in zip(asked, futures, strict=True)}
         self._raise_if_nothing_is_accepted(list(outcomes.values()))
         return [self._verdict(duel, [outcomes[q] for q in self._questions(duel)]) for duel in duels]
+
+    def keep_in_bucket(self, uri: str) -> None:
+        """The same in a bucket. The replicas before this one make no calls any more."""
+        self.book = BucketCallBook(uri, self.config.max_spend)
 
     # -- what is asked ------------------------------------------------------------------------------------------
     def _questions(self, duel: Duel) -> list[Question]:
@@ -121,7 +126,7 @@ class JudgeOracle:
                 return Failure("another call of the same go stopped it")
             try:
                 return self._call(q, message)
-            except OracleError:
+            except (OracleError, StorageError):
                 stop.set()  # nobody begins another call; those in flight are waited for, since they are paid
                 raise
             except Trouble as trouble:
@@ -235,4 +240,4 @@ def _make(config: OracleConfig, world: World | None) -> Oracle:
     return JudgeOracle(config)
 
 
-JUDGE = OracleKind(make=_make, check=check_target, needs_files=True)
+JUDGE = OracleKind(make=_make, check=check_target)

@@ -6,9 +6,11 @@ lease     one driver at a time, and in which order they came
 log       a ledger as a sequence of objects, and who may add to it
 files     everything else that a run writes, as snapshots
 journal   what the oracle's replicas have answered
+calls     what a judge was asked and has cost
 place     the run directory as collector and driver see it, local or not
 """
 
+from rayalign.storage.calls import BucketCalls
 from rayalign.storage.journal import open_journal
 from rayalign.storage.place import (
     Place,
@@ -30,6 +32,7 @@ from rayalign.storage.place import (
 from rayalign.storage.uri import absolute, in_bucket, join, last_name, local_only, plain, ray_storage
 
 __all__ = [
+    "BucketCalls",
     "Place",
     "absolute",
     "fetched",

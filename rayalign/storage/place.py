@@ -23,6 +23,7 @@ from pathlib import Path
 
 from rayalign.errors import ConfigError, StorageError
 from rayalign.ledger.ledger import Ledger
+from rayalign.storage.calls import recorded_calls
 from rayalign.storage.files import Snapshots, restore
 from rayalign.storage.lease import Lease
 from rayalign.storage.log import BucketLog, Writer, recorded
@@ -34,6 +35,8 @@ SAVE_EVERY_S = 30.0
 """Seconds of numbers that a lost machine may take along; ledgers and checkpoints are not among them."""
 LEDGERS = ("ledger.arrow", "evaluation.arrow")
 CHECKPOINT = "checkpoint"
+ORACLES = ("oracle", "oracle-evaluation")
+"""Folders of oracles, which only their replicas write."""
 _ELSEWHERE = ("live/", "learner/", "oracle/", "oracle-evaluation/", "plots/", f"{CHECKPOINT}/")
 """What is no part of a copy to read, or fetched by itself."""
 _LAST = ("config.yaml", "result.json")
@@ -152,7 +155,7 @@ def publish_all(run_dir: str) -> None:
     """Publish the whole folder of a driver. What says that a run is there, and then that it is complete, comes last."""
     if in_bucket(run_dir):
         names = sorted(path.name for path in folder_of(run_dir).iterdir())
-        publish(run_dir, *(name for name in names if name not in (CHECKPOINT, *_LAST)), *_LAST)
+        publish(run_dir, *(name for name in names if name not in (CHECKPOINT, *ORACLES, *_LAST)), *_LAST)
 
 
 def gathered(run_dir: str) -> Path:
@@ -279,6 +282,10 @@ def _download_live(bucket: Bucket, folder: Path) -> None:
         data = recorded(bucket, name)
         if data is not None:
             (folder / name).write_bytes(data)
+    for name in ORACLES:
+        if calls := recorded_calls(bucket, name):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name / "calls.jsonl").write_bytes(calls)
 
 
 def _download_checkpoint(bucket: Bucket, folder: Path) -> None:

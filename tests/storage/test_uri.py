@@ -67,13 +67,10 @@ def test_local_paths_stay_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"oracle.kind": "judge", "oracle.target": "http://x/v1"}, "oracle.kind='judge' keeps books of its own"),
         ({"oracle.kind": "human"}, "oracle.kind='human' keeps books of its own"),
         ({"oracle.kind": "users"}, "oracle.kind='users' keeps books of its own"),
-        ({"oracle.kind": "http", "oracle.target": "http://x"}, "oracle.kind='http' keeps books of its own"),
         ({"oracle.num_replicas": 2}, "set oracle.num_replicas=1"),
         ({"loop.shared_budget": "cap.jsonl"}, "loop.shared_budget='cap.jsonl' is a file with a lock"),
-        ({"evaluation.oracle": {"kind": "judge", "target": "x"}}, "evaluation.oracle.kind='judge' keeps books"),
     ],
 )
 def test_what_needs_files_is_refused_and_nothing_written(given, message, uri, bucket):

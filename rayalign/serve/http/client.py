@@ -8,6 +8,7 @@ duels -> pieces -> POST /v1/verdicts -> verdicts
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from rayalign.serve.http.schema import Description, Problem, Reply
 from rayalign.serve.http_guard import find_token
 from rayalign.serve.kinds import OracleKind, check_target
 from rayalign.serve.listening import is_loopback
+from rayalign.storage.uri import Uri
 from rayalign.types import Duel, Verdict
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,15 @@ class HttpOracle:
         Two runs of one seed name their duels alike. Each is charged for its own labels, so each has a caller's name.
         """
         self.caller = self.caller or _name_kept_in(Path(folder) / "caller")
+
+    def keep_in_bucket(self, uri: str) -> None:
+        """The same for a run in a bucket, whose name is made of where it is: nothing can lose it, and none is written.
+
+        A run that is begun anew at the same place is the same caller: what was answered to the same duel is not paid
+        again.
+        """
+        place = Uri.parse(uri).root  # not how the store is reached, which may change in between
+        self.caller = self.caller or hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel. Raises `OracleError` if the service can't answer, `WaitError` if it does not."""
@@ -291,4 +302,4 @@ def _make(config: OracleConfig, world: World | None) -> Oracle:
     return LateHttpOracle(config)
 
 
-HTTP = OracleKind(make=_make, check=_check, complete=_complete, needs_files=True, who="the oracle's service")
+HTTP = OracleKind(make=_make, check=_check, complete=_complete, who="the oracle's service")
