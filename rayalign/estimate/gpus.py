@@ -17,7 +17,7 @@ HUNDREDTHS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class FullestGpu:
-    """The GPU that needs most memory."""
+    """The GPU that has to be the largest."""
 
     gpus: int
     """All that are used."""
@@ -59,8 +59,8 @@ def fullest_gpu(roles: Iterable[RoleMemory], sleeping: bool = False) -> FullestG
     placed = assign([role for role in roles if role.device == "gpu"])
     if not placed:
         return None
-    most = max(placed, key=lambda on_it: sum(role.total for role in on_it))
-    return FullestGpu(gpus=len(placed), roles=tuple(most), sleeping=sleeping)
+    found = [FullestGpu(gpus=len(placed), roles=tuple(on_it), sleeping=sleeping) for on_it in placed]
+    return max(found, key=lambda gpu: (gpu.smallest, gpu.bytes))
 
 
 def assign(roles: Sequence[RoleMemory]) -> list[list[RoleMemory]]:

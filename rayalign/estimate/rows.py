@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from rayalign.estimate.estimate import SAMPLED_PROMPTS, Estimate
 from rayalign.estimate.gpus import FullestGpu
@@ -57,7 +58,10 @@ def _memory_rows(found: Estimate) -> list[tuple[str, str, str]]:
 
 def _fullest_row(gpu: FullestGpu) -> tuple[str, str, str]:
     """Who is on it; what vLLM takes; how large a GPU has to be; what this machine's has."""
-    said = [f"of {gpu.gpus}: " + " + ".join(f"{role.role} {_gib(role.total)}" for role in gpu.roles)]
+    count = Counter(role.role for role in gpu.roles)
+    size = {role.role: _gib(role.total) for role in gpu.roles}
+    each = [f"{f'{number} x ' if number > 1 else ''}{name} {size[name]}" for name, number in count.items()]
+    said = [f"of {gpu.gpus}: {' + '.join(each)}"]
     if gpu.claimed:
         enough = (
             f"so it takes one of {_gib(round(gpu.smallest))} or more"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from model_shapes import BIG, TINY, TINY_PARAMETERS
+from tiny_judges import save_llama
 from typer.testing import CliRunner
 
 from rayalign.agents import make_agent
@@ -285,16 +286,29 @@ def test_the_command_tells_the_costs_and_buys_and_writes_nothing(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_calibration_times_every_stage_and_knows_the_length_of_responses(tmp_path, monkeypatch) -> None:
+def test_a_calibration_times_every_stage_and_free_oracles_and_knows_the_length_of_responses(
+    tmp_path, tmp_path_factory, monkeypatch
+) -> None:
+    judge = save_llama(tmp_path_factory.mktemp("judge"))
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(
-        app, ["estimate", "passive", "--calibrate", "--set", "evaluation.num_prompts=8", "--set", "loop.batch_size=8"]
-    )
+    settings = ["evaluation.num_prompts=8", "loop.batch_size=8", "evaluation.oracle.kind=reward_model"]
+    settings.append(f"evaluation.oracle.target={judge}")
+    changes = [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(app, ["estimate", "passive", "--calibrate", *changes])
     assert done.exit_code == 0, done.output
     assert "measured here" in done.stdout and "not known" not in done.stdout
     for stage in ("generate", "select", "observe", "learn", "sync", "evaluate", "time of labelling, oracle"):
         assert stage in done.stdout
+    for section in ("oracle", "evaluation.oracle"):
+        (line,) = [line for line in done.stdout.splitlines() if f"time of labelling, {section} " in line]
+        assert "min" in line and "measured here, by 1 at a time" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_in_which_all_answers_are_alike_says_that_no_label_would_be_bought() -> None:
+    done = CliRunner().invoke(app, ["estimate", "passive", "--calibrate", "--set", "rollout.temperature=0"])
+    assert done.exit_code == 2, done.output
+    assert "agent 'passive' found no pair to ask about in 3 batches of 32 prompts" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

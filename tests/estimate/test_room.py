@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,9 @@ from model_shapes import TINY
 from typer.testing import CliRunner
 
 from rayalign.cli import app
+from rayalign.estimate.room import in_one_process
+from rayalign.learner.config import LearnerConfig
+from rayalign.runs.config import RunConfig
 from rayalign.system.memory import free_memory
 
 
@@ -44,6 +48,13 @@ def test_an_estimate_needs_no_weights_and_a_calibration_that_does_not_fit_says_h
     needed = float(said.partition("needs about ")[2].split()[0])
     assert needed > 5 * 4 * 70.5e9 / 2**30  # weights, gradients, two moments, the reference, and the engine's
     assert "GiB free. Leave --calibrate out, calibrate with a smaller policy" in said
+
+
+def test_one_process_trains_plainly_whatever_the_run_shards_and_offloads() -> None:
+    many = {"strategy": "zero3", "num_workers": 4, "offload": True}
+    config = replace(RunConfig(), learner=replace(LearnerConfig(), **many))  # type: ignore[arg-type]
+    learner = in_one_process(config).learner
+    assert (learner.strategy, learner.num_workers, learner.offload) == ("plain", 1, False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
