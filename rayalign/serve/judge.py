@@ -74,6 +74,10 @@ class JudgeOracle:
         """Keep the call book in `folder`, and go on with the one that is there."""
         self.book = CallBook(folder, self.config.max_spend)
 
+    def keep_in_bucket(self, uri: str) -> None:
+        """The same in a bucket. The replicas before this one make no calls any more."""
+        self.book = BucketCallBook(uri, self.config.max_spend)
+
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
         """One verdict per duel. Raises `OracleError` for what would be wrong with every call."""
         if not duels:
@@ -90,10 +94,6 @@ class JudgeOracle:
         outcomes = {q: future.result() for (_, q), future in zip(asked, futures, strict=True)}
         self._raise_if_nothing_is_accepted(list(outcomes.values()))
         return [self._verdict(duel, [outcomes[q] for q in self._questions(duel)]) for duel in duels]
-
-    def keep_in_bucket(self, uri: str) -> None:
-        """The same in a bucket. The replicas before this one make no calls any more."""
-        self.book = BucketCallBook(uri, self.config.max_spend)
 
     # -- what is asked ------------------------------------------------------------------------------------------
     def _questions(self, duel: Duel) -> list[Question]:

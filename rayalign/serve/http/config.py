@@ -22,7 +22,7 @@ class HttpConfig:
     """File that holds the token, in the place of the variable, where the oracle runs."""
     caller: str = ""
     """Who asks: duels of different callers are never taken for one another, whatever their ids. Empty: the run itself,
-    by a name that is kept beside its answers."""
+    by a name that is kept beside its answers, or in a bucket made of its place there."""
     timeout_s: float = 120.0
     """Longest silence of the service within a request, in seconds; a whole request takes at most three times as
     long."""
