@@ -1,10 +1,14 @@
 """A local server that speaks S3's language, and the environment of a machine that uses it."""
 
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
+NUMBERS = itertools.count()
+"""All servers of a process hold the same buckets."""
 
 
 @contextmanager
@@ -27,6 +31,6 @@ def bucket_of(cache) -> Iterator[str]:
             }.items():
                 environment.setenv(name, value)
             pyarrow.fs.S3FileSystem(endpoint_override=at, scheme="http", allow_bucket_creation=True).create_dir("runs")
-            yield f"s3://runs/first?endpoint_override={at}&scheme=http"
+            yield f"s3://runs/{next(NUMBERS)}/first?endpoint_override={at}&scheme=http"
     finally:
         server.stop()

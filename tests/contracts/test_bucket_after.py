@@ -110,11 +110,11 @@ def test_a_run_that_was_copied_to_a_bucket_without_its_objects_for_resuming_is_r
 
 def test_what_is_no_finished_run_is_named_as_the_user_named_it(uri, tmp_path):
     nowhere = uri.replace("/first?", "/nowhere?")
-    with pytest.raises(DataError, match=r"s3://runs/nowhere.* holds no finished run"):
+    with pytest.raises(DataError, match=r"s3://runs/.*/nowhere.* holds no finished run"):
         rayalign.export(nowhere, tmp_path / "out")
-    with pytest.raises(DataError, match=r"s3://runs/nowhere.* holds no finished run"):
+    with pytest.raises(DataError, match=r"s3://runs/.*/nowhere.* holds no finished run"):
         Aligned.find(nowhere)
-    with pytest.raises(DataError, match=r"s3://runs/nowhere.* is neither a run directory"):
+    with pytest.raises(DataError, match=r"s3://runs/.*/nowhere.* is neither a run directory"):
         rayalign.replay(nowhere, "passive")
     with pytest.raises(ConfigError, match="trained all weights"):
         rayalign.export(uri, tmp_path / "out", adapter=True)
