@@ -4,6 +4,7 @@ import pytest
 
 from rayalign.errors import OracleError, StorageError
 from rayalign.serve.call_book import Answer, BucketCallBook, Question
+from rayalign.serve.http.client import HttpOracle
 from rayalign.serve.judge_stats import judge_stats
 from rayalign.storage import fetched
 from rayalign.storage.objects import Bucket
@@ -91,3 +92,16 @@ def test_a_copy_to_read_has_the_book(opened, uri):
     book.answer(book.reserve("a", 0.5), FIRST, Answer(0.5))
     stats = judge_stats(fetched(uri) / "oracle")
     assert (stats.calls, stats.spent, stats.ties) == (1, 0.5, 1)
+
+
+def test_a_run_has_one_name_at_an_oracles_service_however_its_bucket_is_reached():
+    def name(uri, given=""):
+        oracle = HttpOracle.__new__(HttpOracle)
+        oracle.caller = given
+        oracle.keep_in_bucket(uri)
+        return oracle.caller
+
+    one = name("s3://runs/first/oracle?endpoint_override=a:1#000001-x")
+    assert one == name("s3://runs/first/oracle?endpoint_override=b:2#000002-y")
+    assert len({one, name("s3://runs/first/oracle-evaluation"), name("s3://runs/second/oracle")}) == 3
+    assert name("s3://runs/first/oracle", given="me") == "me"
