@@ -13,7 +13,7 @@ from whole_runs import SMALL
 from rayalign.env.truth import TruthOracle
 from rayalign.ledger.ledger import Ledger
 from rayalign.ledger.purchase import Purchaser
-from rayalign.loop import loop
+from rayalign.loop import preparation
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.rollout.transformers_engine import TransformersEngine
 from rayalign.runs.result import Result
@@ -34,7 +34,7 @@ def made_run(folder: Path, agent: str = "passive", batches: int = 3, **settings:
         **(SEA if agent == "sea" else {}),
         **settings,
     }
-    plan = loop.new_run(agent, "rayalign/Tabular-v0", run_dir=folder, given=given)
+    plan = preparation.new_run(agent, "rayalign/Tabular-v0", run_dir=folder, given=given)
     config = plan.config
     encoder, engine = PromptEncoder(config.policy), TransformersEngine(config.policy)
     with Ledger(folder / "ledger.arrow") as ledger:

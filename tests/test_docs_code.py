@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 import rayalign
 import rayalign.env.prompts
 import rayalign.loop.loop
+import rayalign.loop.preparation
 from rayalign import config as settings
 from rayalign.cli import app
 from rayalign.env import ENVS
@@ -112,7 +113,7 @@ def checked(finished, folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(rayalign.loop.loop, "execute", check)
-    monkeypatch.setattr(rayalign.loop.loop, "resolve_policy", hub)
+    monkeypatch.setattr(rayalign.loop.preparation, "resolve_policy", hub)
     yield planned
     shutil.rmtree(folder / "runs", ignore_errors=True)
     for env_id in set(ENVS) - known:  # a page registers one of its own

@@ -93,14 +93,14 @@ def estimate(
     """Say what a run will cost before it is started: labels, money, tokens, memory per role and per GPU, time."""
     from rayalign.estimate.estimate import estimate as work_out
     from rayalign.estimate.rows import rows_of
-    from rayalign.loop import loop
+    from rayalign.loop import preparation
 
     choices, others = split_choices(read_changes(changes))
     base = load_example(what, choices) if what.endswith(".py") else settings_of({"agent": what}, choices)
     named = {"env": env, "policy": policy, "budget": budget}
     settings = merged(base, [*others, *((k, v) for k, v in named.items() if v is not None)])
     agent, world = settings.pop("agent"), settings.pop("env", "rayalign/TinyWorld-v0")
-    plan = loop.prepare(
+    plan = preparation.prepare(
         agent,
         world,
         settings.pop("policy", None),
@@ -109,7 +109,7 @@ def estimate(
         settings,
         weights=False,
     )
-    loop.validate(plan)
+    preparation.validate(plan)
     found = work_out(plan, with_calibration=calibrate)
     show_table(["what", "how much", "how it is known"], [list(row) for row in rows_of(found, plan.config)])
 

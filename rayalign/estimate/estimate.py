@@ -24,7 +24,7 @@ from rayalign.estimate.purchases import Purchases, num_evaluations, purchases_of
 from rayalign.estimate.role import RoleMemory, Unknown
 from rayalign.estimate.room import check_room
 from rayalign.estimate.shape import ModelShape
-from rayalign.loop.loop import Plan
+from rayalign.loop.preparation import Plan
 from rayalign.models import with_weights
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.runs.config import RunConfig

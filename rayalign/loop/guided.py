@@ -20,7 +20,8 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from rayalign.errors import RayalignError, WaitError
 from rayalign.loop.collector import ALLOWED, HELD
 from rayalign.loop.collector_client import CollectorClient
-from rayalign.loop.loop import Plan, execute
+from rayalign.loop.loop import execute
+from rayalign.loop.preparation import Plan
 from rayalign.runs.logs import read_evaluations
 from rayalign.runs.result import Result
 

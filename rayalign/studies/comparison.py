@@ -24,7 +24,7 @@ from rayalign.config import flatten
 from rayalign.errors import ConfigError, RayalignError
 from rayalign.evaluation.evaluate import shown_targets
 from rayalign.example import load_example, merged
-from rayalign.loop import loop
+from rayalign.loop import preparation
 from rayalign.report.page import Table, render
 from rayalign.report.several_runs import comparison_figures
 from rayalign.report.standings import (
@@ -288,17 +288,17 @@ def _job(
 
 def _plan(
     row: Row, env: str, policy: Any, oracle: Any, common: Mapping[str, Any], seed: int, per_seed: bool
-) -> loop.Plan:
+) -> preparation.Plan:
     """The checked plan of a row's first run."""
     try:
         plan = _job(row, env, policy, oracle, common, seed, per_seed, Path()).prepare()
-        loop.validate(plan)
+        preparation.validate(plan)
     except RayalignError as error:
         raise type(error)(f"row {row.name!r}: {error}") from error
     return plan
 
 
-def _check_fair(plans: Mapping[str, loop.Plan]) -> None:
+def _check_fair(plans: Mapping[str, preparation.Plan]) -> None:
     """Raise `ConfigError` where rows differ in what has to be equal."""
     flat = {name: flatten(plan.config) for name, plan in plans.items()}
     (first, one), *others = flat.items()

@@ -27,7 +27,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayalign.errors import RayalignError, ResourceError, WaitError
-from rayalign.loop import loop
+from rayalign.loop import loop, preparation
 from rayalign.loop.guided import GuidedRun
 from rayalign.runs.resources import bundles, shares
 from rayalign.runs.result import Result
@@ -54,15 +54,15 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """By dotted names."""
 
-    def prepare(self) -> loop.Plan:
+    def prepare(self) -> preparation.Plan:
         """The plan of a new run; nothing is written."""
-        return loop.prepare(self.agent, self.env, self.policy, self.folder, self.oracle, dict(self.settings))
+        return preparation.prepare(self.agent, self.env, self.policy, self.folder, self.oracle, dict(self.settings))
 
-    def open(self) -> loop.Plan | Result:
+    def open(self) -> preparation.Plan | Result:
         """A new run's plan, or that of the rest of it, or what came out where it is finished."""
         if (self.folder / "config.yaml").exists():
-            return loop.old_run(self.folder)
-        return loop.new_run(
+            return preparation.old_run(self.folder)
+        return preparation.new_run(
             self.agent, self.env, policy=self.policy, run_dir=self.folder, oracle=self.oracle, given=self.settings
         )
 
@@ -98,7 +98,7 @@ class Driver:
     def run(self, job: Job) -> None:
         """Returns when the run is finished; raises what stopped it."""
         found = job.open()
-        if isinstance(found, loop.Plan):
+        if isinstance(found, preparation.Plan):
             self._guided = GuidedRun(found)
             self._guided.wait()
 
@@ -118,7 +118,7 @@ def part_of_cluster(cluster: Mapping[str, float], parallel: int) -> dict[str, fl
     return {"CPU": cpus, "GPU": cluster.get("GPU", 0.0) / parallel}
 
 
-def how_many_fit(plan: loop.Plan, cluster: Mapping[str, float]) -> int:
+def how_many_fit(plan: preparation.Plan, cluster: Mapping[str, float]) -> int:
     """Runs like `plan` that fit side by side with all that they ask for; at least one."""
     asked = shares(plan.config, plan.agent)
     cpus = sum(share.processes * share.cpus for share in asked) + SPARE_CPUS
@@ -127,7 +127,7 @@ def how_many_fit(plan: loop.Plan, cluster: Mapping[str, float]) -> int:
     return max(1, int(fitting + 1e-9))
 
 
-def group_of(plan: loop.Plan, cluster: Mapping[str, float], parallel: int) -> list[dict[str, float]]:
+def group_of(plan: preparation.Plan, cluster: Mapping[str, float], parallel: int) -> list[dict[str, float]]:
     """Bundles of one of `parallel` runs (`rayalign.runs.resources`). `ResourceError` if that is too many."""
     try:
         return bundles(plan.config, plan.agent, part_of_cluster(cluster, parallel), plan.set_by_user)

@@ -27,7 +27,7 @@ from rayalign.errors import ConfigError, RayalignError
 from rayalign.example import load_example, merged
 from rayalign.ledger.ledger import Ledger
 from rayalign.ledger.shared_budget import create, inherited_labels
-from rayalign.loop import loop
+from rayalign.loop import preparation
 from rayalign.loop.branch import branch, branched_from, facts_of, identity, snapshot
 from rayalign.loop.guided import GuidedRun
 from rayalign.runs.logs import read_evaluations
@@ -60,9 +60,9 @@ class Search:
         """Those of a trial, by dotted names; the search space wins."""
         return {"logging.progress": "off", **self.fixed, **merged({}, flatten(config).items())}
 
-    def plan(self, config: Mapping[str, Any], run_dir: Path) -> loop.Plan:
+    def plan(self, config: Mapping[str, Any], run_dir: Path) -> preparation.Plan:
         """The plan of a trial's run; nothing is written."""
-        return loop.prepare(self.agent, self.env, self.policy, run_dir, self.oracle, self.settings(config))
+        return preparation.prepare(self.agent, self.env, self.policy, run_dir, self.oracle, self.settings(config))
 
     def bundles(self, config: Mapping[str, Any]) -> list[dict[str, float]]:
         """The trial's placement group on the cluster that there is."""
@@ -124,7 +124,7 @@ def trainable(
     for key, value in (("max_labels", max_labels), ("parallel", parallel)):
         if value is not None and value < 1:
             raise ConfigError(f"{key}={value} must be at least 1.")
-    loop.validate(search.plan({}, Path("unused")))
+    preparation.validate(search.plan({}, Path("unused")))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # the Tuner starts Ray where nobody has
     return type(f"rayalign_{name}", (RunTrainable,), {"search": search})
 
@@ -217,7 +217,7 @@ class RunTrainable(tune.Trainable):
         shared = {"loop.shared_budget": str(self._cap)} if self.search.max_labels is not None else {}
         return {**self.config, **shared}
 
-    def _plan(self, run_dir: Path) -> loop.Plan:
+    def _plan(self, run_dir: Path) -> preparation.Plan:
         return self.search.plan(self._settings(), run_dir)
 
     def _count(self) -> int:
@@ -233,7 +233,7 @@ class RunTrainable(tune.Trainable):
         same = identity(run_dir) == facts["id"] or branched_from(run_dir) == (facts["id"], facts["labels"])
         if not same:
             return False
-        found = loop.old_run(run_dir)
+        found = preparation.old_run(run_dir)
         if isinstance(found, Result):
             return True
         changes = diff(found.config, self._plan(run_dir).config)
@@ -245,10 +245,10 @@ class RunTrainable(tune.Trainable):
         if self._guided is not None:
             return run_dir
         if (run_dir / CONFIG).exists():
-            found = loop.old_run(run_dir)
+            found = preparation.old_run(run_dir)
         else:
             what = self.search
-            found = loop.new_run(
+            found = preparation.new_run(
                 what.agent,
                 what.env,
                 policy=what.policy,
@@ -257,7 +257,7 @@ class RunTrainable(tune.Trainable):
                 given=what.settings(self._settings()),
             )
         identity(run_dir)
-        if isinstance(found, loop.Plan):
+        if isinstance(found, preparation.Plan):
             self._guided = GuidedRun(found, allowed=self._reported + 1)
         return run_dir
 

@@ -17,7 +17,7 @@ from rayalign.after.export import check_loads, export
 from rayalign.config import diff
 from rayalign.errors import ConfigError, DataError
 from rayalign.ledger.ledger import Ledger
-from rayalign.loop import loop
+from rayalign.loop import loop, preparation
 from rayalign.models import hub_id
 from rayalign.runs.stored import StoredRun
 
@@ -106,7 +106,7 @@ def test_the_cards_command_prepares_the_same_run(finished, exported, monkeypatch
     ((agent, env), settings), given = calls[0], {}
     for name, value in settings.items():
         given[name] = value
-    plan = loop.prepare(agent, env, given.pop("policy", None), None, None, given)
+    plan = preparation.prepare(agent, env, given.pop("policy", None), None, None, given)
     different = diff(plan.config, StoredRun.read(finished.path).config)
     assert [line for line in different if not line.startswith(("run_dir", "logging."))] == []
 

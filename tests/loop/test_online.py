@@ -13,7 +13,7 @@ from whole_runs import SMALL
 from rayalign.env.truth import TruthOracle
 from rayalign.errors import DataError, RayalignError, RolloutError
 from rayalign.ledger.ledger import Ledger
-from rayalign.loop import loop
+from rayalign.loop import preparation
 from rayalign.loop.online import OnlineCollector
 from rayalign.rollout.encode import PromptEncoder
 from rayalign.serve.users.book import Told
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, folder, agent="passive", **settings):
         given = SMALL | {"oracle.kind": "users", "loop.budget": 6, "loop.max_staleness": 9, "evaluation.every": 0}
         given |= {"evaluation.at_start": False, **settings}
-        self.plan = loop.new_run(agent, "rayalign/Tabular-v0", run_dir=folder, given=given)
+        self.plan = preparation.new_run(agent, "rayalign/Tabular-v0", run_dir=folder, given=given)
         self.world, self.folder = self.plan.world, folder
         self.encoder = PromptEncoder(self.plan.config.policy)
         self.oracle = Here()

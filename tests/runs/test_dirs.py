@@ -10,7 +10,7 @@ from whole_runs import SMALL
 import rayalign
 from rayalign import config as settings
 from rayalign import storage
-from rayalign.loop import loop
+from rayalign.loop import loop, preparation
 from rayalign.runs import stored as stored_run
 from rayalign.errors import ConfigError, DataError, OracleError
 from rayalign.ledger.ledger import Ledger
@@ -22,7 +22,7 @@ from rayalign.runs.stored import StoredRun
 
 
 def new_run(**arguments):
-    plan = loop.new_run("passive", "rayalign/Tabular-v0", given=dict(SMALL), **arguments)
+    plan = preparation.new_run("passive", "rayalign/Tabular-v0", given=dict(SMALL), **arguments)
     return Path(plan.config.run_dir)
 
 

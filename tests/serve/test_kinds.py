@@ -6,7 +6,7 @@ import pytest
 
 import rayalign
 from rayalign.errors import ConfigError
-from rayalign.loop.loop import _named_oracle, prepare
+from rayalign.loop.preparation import _named_oracle, prepare
 from rayalign.serve.config import OracleConfig
 from rayalign.serve.kinds import ORACLES, OracleKind, import_attribute, oracle_kind
 from rayalign.serve.oracles import oracle_factory

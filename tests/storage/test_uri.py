@@ -10,7 +10,7 @@ import rayalign
 from rayalign import storage
 from rayalign.cli import app
 from rayalign.errors import ConfigError
-from rayalign.loop import loop
+from rayalign.loop import preparation
 from rayalign.report.report import write_report
 from rayalign.storage import objects
 from rayalign.storage.objects import Bucket
@@ -19,7 +19,7 @@ NOWHERE = "s3://bucket/run?endpoint_override=127.0.0.1:9&scheme=http"
 
 
 def new_run(run_dir, **given):
-    return loop.new_run("passive", "rayalign/Tabular-v0", run_dir=run_dir, given={**SMALL, **given})
+    return preparation.new_run("passive", "rayalign/Tabular-v0", run_dir=run_dir, given={**SMALL, **given})
 
 
 @pytest.fixture
@@ -109,9 +109,9 @@ def test_a_run_that_is_there_is_not_overwritten_and_its_config_holds_no_secret(u
     assert f"run_dir: {uri}\n" in bucket.get("config.yaml").decode()
     assert b"secret" not in b"".join(bucket.get(name) for name in bucket.names(""))
     with pytest.raises(ConfigError, match="is being run by process"):
-        loop.old_run(uri)
+        preparation.old_run(uri)
     storage.release(plan.config.run_dir)
-    again = loop.old_run(uri)
+    again = preparation.old_run(uri)
     assert again.config.loop == plan.config.loop
     storage.release(again.config.run_dir)
 
