@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from rayalign import config as settings
+from rayalign import storage
 from rayalign.agents import agent_class
 from rayalign.config import read_yaml
 from rayalign.errors import ConfigError
@@ -161,7 +162,7 @@ def how_to_reproduce(stored: StoredRun, base_model: str | None) -> tuple[str, li
     """The command that makes a run over again, and what it can't say."""
     config = stored.config
     if stored.is_replay:
-        return _how_to_replay(stored)
+        return _how_to_replay(stored, base_model)
     command = ["rayalign", "run", config.agent_name, "--env", config.env]
     if base_model:
         command += ["--policy", base_model]
@@ -185,19 +186,23 @@ def how_to_reproduce(stored: StoredRun, base_model: str | None) -> tuple[str, li
     return _joined(command), remarks
 
 
-def _how_to_replay(stored: StoredRun) -> tuple[str, list[str]]:
+def _how_to_replay(stored: StoredRun, base_model: str | None) -> tuple[str, list[str]]:
     """The same of a replay, whose settings are those of the run that it replays, but for the agent's."""
     config, used = stored.config, read_yaml((stored.path / REPLAY).read_text())
-    source = Path(used["ledger"]).parent
+    source = storage.fetched_ledger(used["ledger"], run=True).parent
+    replayed = StoredRun.read(source).config if (source / CONFIG).exists() else None
     command = ["rayalign", "replay", "RUN_DIR", "--agent", config.agent_name]
+    if config.env and (replayed is None or replayed.env != config.env):
+        command += ["--env", config.env]
+    if replayed is None or replayed.policy != config.policy:
+        command += ["--policy", base_model or "POLICY"]
     command += ["--seed", str(config.loop.seed), "--epochs", str(config.loop.epochs)]
     command += ["--batch-size", str(used["batch_size"])] if used["batch_size"] else []
     command += [] if used["synthetic"] else ["--no-synthetic"]
     mine = changed(stored)
-    if (source / CONFIG).exists():
-        replayed = StoredRun.read(source)
-        theirs = settings.flatten(settings.to_plain(replayed.config))
-        same = replayed.config.agent_name == config.agent_name
+    if replayed is not None:
+        theirs = settings.flatten(settings.to_plain(replayed))
+        same = replayed.agent_name == config.agent_name
         inherited = {name: value for name, value in theirs.items() if same or not name.startswith("agent.")}
         ours = settings.flatten(settings.to_plain(config))
         own = {name: value for name, value in ours.items() if name in inherited and inherited[name] != value}

@@ -166,13 +166,18 @@ def area_under_curve(labels: ArrayLike, values: ArrayLike, up_to: float | None =
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
+MOST_POINTS = 100
+"""Of a curve that is drawn; each has a bootstrap of its own."""
+
+
 def mean_curve(
-    curves: Sequence[tuple[ArrayLike, ArrayLike]],
+    curves: Sequence[tuple[ArrayLike, ArrayLike]], *, intervals: bool = True
 ) -> tuple[NDArray[np.float64], list[Estimate]]:
     """Labels, and the mean over seeds of several runs' curves there with its bootstrap interval.
 
     Each curve is linear between its points; at the union of their labels, but the common range alone is kept, because
-    a mean over other runs at each end would show steps that no run took. With one run the intervals are NaN.
+    a mean over other runs at each end would show steps that no run took. Of very many points `MOST_POINTS` are taken.
+    With one run the intervals are NaN, and without `intervals` all are.
     """
     cleaned = [curve for curve in (_curve(*pair) for pair in curves) if len(curve[0])]
     if not cleaned:
@@ -180,7 +185,11 @@ def mean_curve(
     low, high = max(x[0] for x, _ in cleaned), min(x[-1] for x, _ in cleaned)
     grid = np.unique(np.concatenate([x for x, _ in cleaned]))
     grid = grid[(grid >= low) & (grid <= high)]
+    if len(grid) > MOST_POINTS:
+        grid = grid[np.linspace(0, len(grid) - 1, MOST_POINTS).round().astype(int)]
     heights = np.stack([np.interp(grid, x, y) for x, y in cleaned])
+    if not intervals:
+        return grid, [Estimate(float(mean), math.nan, math.nan) for mean in heights.mean(axis=0)]
     return grid, [bootstrap_interval(column) for column in heights.T]
 
 

@@ -283,7 +283,7 @@ def _curves(ax: Axes, curves: Mapping[str, Sequence[tuple[list[float], list[floa
     drawn = False
     few = len(curves) <= MOST_WITH_BANDS
     for i, (name, pairs) in enumerate(curves.items()):
-        x, estimates = mean_curve(pairs)
+        x, estimates = mean_curve(pairs, intervals=few)
         if not len(x):
             continue
         colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]

@@ -60,6 +60,8 @@ class CallBook:
         self.answers: dict[Question, Answer] = {}
         self.calls = self.wasted = self.freed = 0
         self._open: dict[str, tuple[str, Decimal]] = {}
+        self._taken: set[tuple[str, str]] = set()
+        """Kinds and calls of the rows that were read: a copy out of a bucket may have some twice, in any order."""
         self._spent_on: dict[str, Decimal] = {}
         self._spent = Decimal(0)
         self._mutex = threading.RLock()
@@ -71,7 +73,7 @@ class CallBook:
     @classmethod
     def copy_of(cls, folder: str | Path) -> CallBook:
         """What the book in `folder` says now, in memory: touches nothing, and may be read-only."""
-        book = _Once()
+        book = cls()
         for line in (Path(folder) / NAME).read_bytes().splitlines():
             book._take(_parsed(line))
         return book
@@ -163,10 +165,17 @@ class CallBook:
         self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:
+        key = next(((kind, row[kind]) for kind in ("reserve", "answer", "waste", "free") if kind in row), None)
+        if key is None or key in self._taken:
+            return
+        self._taken.add(key)
         if "reserve" in row:
+            call = row["reserve"]
             self.calls += 1
             self._count(row["duel"], Decimal(row["price"]))
-            self._open[row["reserve"]] = row["duel"], Decimal(row["price"])
+            self._open[call] = row["duel"], Decimal(row["price"])
+            if ("free", call) in self._taken:
+                self._give_back(call)
         elif "answer" in row:
             self._open.pop(row["answer"], None)
             question = Question(**{name: row[name] for name in Question._fields})
@@ -175,32 +184,21 @@ class CallBook:
             self._open.pop(row["waste"], None)
             self.wasted += 1
         elif "free" in row:
-            reserved = self._open.pop(row["free"], None)
-            if reserved is not None:  # else the line of the reservation was torn, or it was given back before
-                duel, cost = reserved
-                self._count(duel, -cost)
-                self.freed += 1
+            self._give_back(row["free"])
+
+    def _give_back(self, call: str) -> None:
+        reserved = self._open.pop(call, None)
+        if reserved is not None:  # else the reservation's line was torn, or is still to come
+            duel, cost = reserved
+            self._count(duel, -cost)
+            self.freed += 1
 
     def _count(self, duel: str, cost: Decimal) -> None:
         self._spent += cost
         self._spent_on[duel] = self._spent_on.get(duel, Decimal(0)) + cost
 
 
-class _Once(CallBook):
-    """Takes each row once, however often it is found."""
-
-    def __init__(self, cap: float = 0.0) -> None:
-        super().__init__(None, cap)
-        self._taken: set[tuple[str, str]] = set()
-
-    def _take(self, row: dict[str, Any]) -> None:
-        key = next(((kind, row[kind]) for kind in ("reserve", "answer", "waste", "free") if kind in row), None)
-        if key is not None and key not in self._taken:
-            self._taken.add(key)
-            super()._take(row)
-
-
-class BucketCallBook(_Once):
+class BucketCallBook(CallBook):
     """The calls of one replica in the bucket folder `uri`; the replicas before it can make none any more. Thread-safe.
 
     A call is made only when its reservation is in the bucket and no later replica was seen after that. An answer that
@@ -208,7 +206,7 @@ class BucketCallBook(_Once):
     """
 
     def __init__(self, uri: str, cap: float = 0.0) -> None:
-        super().__init__(cap)
+        super().__init__(None, cap)
         self._calls = BucketCalls(uri)
         self._unwritten: list[bytes] = []
         self._read(self._calls.found)

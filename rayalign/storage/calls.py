@@ -3,26 +3,33 @@
     live/writers/<writer>      a claim, as in `log`; the last one may call, earlier ones may only say what they know
     calls/<writer>/base        all rows that the writer found, put before what it found them in is deleted
     calls/<writer>/00000000    rows; one object per `put`
+    calls/<writer>/00000255+   the rows of the last 256 of these, put before they are deleted, so that a later writer
+                               has few to read
 
     old writer    put a reservation      look at the claims: a later one?  -> the call is not made
     new writer    put claim      list and read all      put base      look at the claims      delete what was read
 
 Either the old writer sees the claim, or its reservation was there before the claim, hence in what the new one read:
 every call that was made is counted by whoever decides on the next one. Who deletes has seen no later claim after its
-base was there, so a later writer finds the base. Rows may be found twice (base, and what it was made of), never not at
-all. A reservation that was given up may stay counted: too much rather than too little.
+base was there, so a later writer finds the base; the same holds where a writer folds its own rows. Rows may be found
+twice (base, and what it was made of), never not at all. A reservation that was given up may stay counted: too much
+rather than too little.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from dataclasses import replace
 
+from rayalign.errors import StorageError
 from rayalign.storage.log import BASE, WRITERS, Writer
 from rayalign.storage.objects import Bucket
 from rayalign.storage.uri import Uri
 
 CALLS = "calls"
+FOLD_AT = 256
 
 
 class BucketCalls:
@@ -37,6 +44,9 @@ class BucketCalls:
         self.writer = Writer(self.bucket, where.turn)
         self._folder = f"{CALLS}/{self.writer.name}"
         self._numbers = itertools.count()  # its `next` is atomic
+        self._own: dict[str, bytes] = {}
+        """Rows put since the last fold, by their object."""
+        self._folding = threading.Lock()
         read = [f"{CALLS}/{name}" for name in self.bucket.names(CALLS)]
         self.found = b"".join(lines for lines in self.bucket.read_all(read) if lines is not None)
         """What was there when it was opened."""
@@ -52,7 +62,24 @@ class BucketCalls:
 
     def put(self, lines: bytes) -> None:
         """Add rows, durable on return. Several threads may, at the same time."""
-        self.bucket.put_sealed(f"{self._folder}/{next(self._numbers):08d}", lines)
+        name = f"{self._folder}/{next(self._numbers):08d}"
+        self.bucket.put_sealed(name, lines)
+        self._own[name] = lines
+        if len(self._own) >= FOLD_AT and self._folding.acquire(blocking=False):
+            try:
+                self._fold()
+            finally:
+                self._folding.release()
+
+    def _fold(self) -> None:
+        """Many objects become one. What is not deleted now is found twice, which is no harm."""
+        rows = dict(list(self._own.items()))
+        with contextlib.suppress(StorageError):
+            self.bucket.put_sealed(f"{max(rows)}+", b"".join(rows.values()))
+            self.check()
+            self.bucket.delete(rows)
+        for name in rows:
+            del self._own[name]
 
     def late(self) -> bytes:
         """Rows that earlier writers have added since: answers to calls that were under way when this one came."""

@@ -56,7 +56,7 @@ class SearchResults:
                 settings=flatten(result.config or {}),
                 labels=result.metrics["labels"],
                 bought=result.metrics["labels_bought"],
-                evaluation_labels=result.metrics["evaluation_labels"],
+                evaluation_labels=result.metrics.get("evaluation_labels", 0),
                 win_rate=result.metrics["win_rate"],
                 stderr=result.metrics.get("win_rate_stderr"),
                 run=RunRecord.read(result.metrics["run_dir"]),

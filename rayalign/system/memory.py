@@ -7,18 +7,21 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 _GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit and use of a container, as the kernel's two versions of control groups tell them."""
+"""Limit and use of a container, and what of that the kernel gives back on demand (files that were read), as the two
+versions of control groups tell them."""
 
 
-def free_memory() -> int:
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that a process may still take: of the machine, or of its container where that has less."""
     found = [int(psutil.virtual_memory().available)]
-    for limit, used in _GROUPS:
+    for limit, used, cached in _GROUPS:
         try:
-            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+            rows = dict(line.split() for line in (groups / used).with_name("memory.stat").read_text().splitlines())
+            found.append(left + int(rows.get(cached, 0)))
         except (OSError, ValueError):  # no such group, or one without a limit
             continue
     return max(0, min(found))

@@ -1,5 +1,6 @@
 """A run whose parts are on several nodes: every role where its labels say, weights and ledger across them."""
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -47,13 +48,13 @@ class Nodes:
         self.cluster.remove_node(self.of[role], allow_graceful=False)
         self.of[role] = self.spares[role]
 
-    def processes(self, role):
-        """Everything on the role's node: Ray's own process of the node, and below it the workers."""
-        raylet = psutil.Process(self.of[role].all_processes["raylet"][0].process.pid)
-        return [raylet, *raylet.children(recursive=True)]
-
-    def titles(self, role):
-        return {" ".join(p.cmdline()) for p in self.processes(role) if p.is_running()}
+    def titles(self, node):
+        """Of everything on a node: Ray's own process of the node, and below it the workers."""
+        raylet, found = psutil.Process(node.all_processes["raylet"][0].process.pid), set()
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.add(" ".join(process.cmdline()))
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def undisturbed(nodes, tmp_path_factory):
     def look():
         while spent(folder / "ledger.arrow") < 8:
             time.sleep(0.05)
-        seen.update({role: nodes.titles(role) for role in ROLES})
+        seen.update({role: nodes.titles(nodes.of[role]) for role in ROLES})
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
@@ -126,3 +127,33 @@ def test_lost_nodes_change_nothing_that_was_or_will_be_bought(undisturbed, nodes
     assert killer.killed == list(ROLES)
     assert result.labels_spent == 48
     assert contents(tmp_path / "run") == contents(undisturbed[0])
+
+
+@pytest.mark.timeout(420)
+def test_engines_and_learner_workers_are_on_nodes_of_their_own_and_learn_together(nodes, tmp_path):
+    """Two of each, and an agent with a posterior: weights go from one learner's node to both engines' nodes."""
+    both = {role: [nodes.of[role], nodes.add(role)] for role in ("rollout", "learner")}
+    seen = {role: [set(), set()] for role in both}
+    settings = {"rollout.cpus_per_replica": 1, "learner.cpus_per_worker": 1, "learner.strategy": "ddp"}
+    settings |= {"rollout.num_replicas": 2, "learner.num_workers": 2, "rollout.chunk_prompts": 1}
+    settings |= {"agent.num_candidates": 4, "agent.posterior.updates": 2}
+    over = threading.Event()
+
+    def look():
+        while not over.wait(0.2):
+            for role, found in seen.items():
+                for titles, node in zip(found, both[role], strict=True):
+                    titles |= nodes.titles(node)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    given = {**WITH_ENGINE, **PLACED, **settings}
+    result = rayalign.run("sea", "rayalign/Tabular-v0", budget=16, seed=3, run_dir=tmp_path / "run", **given)
+    over.set()
+    looking.join(timeout=10)
+    assert result.labels_spent == spent(tmp_path / "run" / "ledger.arrow") == 16
+    for role, found in seen.items():
+        for titles in found:
+            assert ROLES[role] in " ".join(titles), f"a node of the {role} had nothing to do"
+    versions = {row[4] for row in contents(tmp_path / "run")}
+    assert versions == {0, 1, 2, 3}, "the engines had the weights of every step"

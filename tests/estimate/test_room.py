@@ -50,6 +50,16 @@ def test_an_estimate_needs_no_weights_and_a_calibration_that_does_not_fit_says_h
     assert "GiB free. Leave --calibrate out, calibrate with a smaller policy" in said
 
 
+@pytest.mark.parametrize(("names", "cached"), [(("memory.max", "memory.current"), "inactive_file")])
+def test_what_the_kernel_gives_back_on_demand_is_free(tmp_path: Path, names: tuple[str, str], cached: str) -> None:
+    gib = 2**20
+    for name, number in zip(names, (16 * gib, 15 * gib), strict=True):
+        (tmp_path / name).write_text(f"{number}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\n{cached} {10 * gib}\n")
+    assert free_memory(tmp_path) == 11 * gib
+    assert free_memory(tmp_path / "nowhere") > 11 * gib
+
+
 def test_one_process_trains_plainly_whatever_the_run_shards_and_offloads() -> None:
     many = {"strategy": "zero3", "num_workers": 4, "offload": True}
     config = replace(RunConfig(), learner=replace(LearnerConfig(), **many))  # type: ignore[arg-type]

@@ -129,6 +129,11 @@ def test_mean_curve_averages_on_the_common_range() -> None:
     assert estimates[2] == (1.0, 1.0, 1.0)
     assert all(np.isnan([e.low, e.high]).all() for e in mean_curve([([0, 1], [0, 1])])[1])
     assert not len(mean_curve([])[0])
+    rough = mean_curve(curves, intervals=False)[1]
+    assert [e.value for e in rough] == pytest.approx([0.6, 0.8, 1.0]) and all(np.isnan(e.low) for e in rough)
+    long = [(np.arange(1000), np.linspace(0, 1, 1000)), (np.arange(1000), np.linspace(0, 2, 1000))]
+    labels, estimates = mean_curve(long, intervals=False)
+    assert len(labels) == 100 and (labels[0], labels[-1], estimates[-1].value) == (0, 999, 1.5)
 
 
 def test_bootstrap_interval_holds_the_value_and_shrinks_with_more_runs() -> None:

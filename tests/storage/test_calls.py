@@ -3,10 +3,10 @@
 import pytest
 
 from rayalign.errors import OracleError, StorageError
-from rayalign.serve.call_book import Answer, BucketCallBook, Question
+from rayalign.serve.call_book import Answer, BucketCallBook, CallBook, Question
 from rayalign.serve.http.client import HttpOracle
 from rayalign.serve.judge_stats import judge_stats
-from rayalign.storage import fetched
+from rayalign.storage import calls, fetched
 from rayalign.storage.objects import Bucket
 
 FIRST, SECOND, THIRD = (Question("j", duel, False, 0) for duel in "abc")
@@ -66,6 +66,38 @@ def test_of_a_replica_that_dies_while_it_tidies_up_nothing_counts_twice(opened, 
             opened("000002-x")
     again = opened("000003-x")
     assert (again.spent, again.calls, again.wasted) == (0.2, 2, 1)
+
+
+def test_many_rows_become_few_objects_and_none_is_lost_whoever_dies(opened, uri, monkeypatch):
+    monkeypatch.setattr(calls, "FOLD_AT", 4)
+    folder, book = Bucket(uri), opened()
+    for i in range(9):
+        book.answer(book.reserve(f"d{i}", 0.1), FIRST._replace(duel=f"d{i}"), Answer(0.7))
+    assert len(folder.names("oracle/calls")) < 9  # of 18 rows
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "delete", lambda *_: (_ for _ in ()).throw(StorageError("dead")))
+        book.answer(book.reserve("d9", 0.1), FIRST._replace(duel="d9"), Answer(0.7))
+    again = opened("000002-x")
+    assert len(again.answers) == again.calls == 10 and again.spent == pytest.approx(1.0)
+
+
+def test_what_was_given_back_late_stays_given_back(opened):
+    old = opened()
+    under_way = old.reserve("a", 0.1)
+    new = opened("000002-x")
+    old.free(under_way, "HTTP 429")
+    old.flush()
+    new.refresh()
+    for book in (new, opened("000003-x"), opened("000004-x")):
+        assert (book.spent, book.calls, book.freed) == (0.0, 1, 1)
+
+
+def test_a_copy_that_has_rows_twice_counts_them_once(tmp_path):
+    book = CallBook(tmp_path)
+    book.answer(book.reserve("a", 0.5), FIRST, Answer(0.5))
+    rows = book.path.read_bytes()
+    book.path.write_bytes(rows + rows)
+    assert (CallBook(tmp_path).spent, CallBook.copy_of(tmp_path).calls) == (0.5, 1)
 
 
 def test_without_the_store_no_call_is_made_and_an_answer_waits_for_it(opened, monkeypatch):

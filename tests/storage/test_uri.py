@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from made_runs import made_run
 from typer.testing import CliRunner
 from whole_runs import SMALL
 
@@ -10,6 +11,7 @@ import rayalign
 from rayalign import storage
 from rayalign.cli import app
 from rayalign.errors import ConfigError
+from rayalign.ledger.ledger import Ledger
 from rayalign.loop import preparation
 from rayalign.report.report import write_report
 from rayalign.storage import objects
@@ -114,6 +116,15 @@ def test_a_run_that_is_there_is_not_overwritten_and_its_config_holds_no_secret(u
     again = preparation.old_run(uri)
     assert again.config.loop == plan.config.loop
     storage.release(again.config.run_dir)
+
+
+def test_a_copy_of_a_local_run_is_read_and_not_gone_on_with_as_its_labels_would_be_bought_again(uri, bucket, tmp_path):
+    run = made_run(tmp_path / "mine")
+    bucket.put_files({p.relative_to(run.path).as_posix(): p for p in run.path.rglob("*") if p.is_file()})
+    with Ledger(storage.fetched_ledger(uri.replace("?", "/ledger.arrow?")), read_only=True) as ledger:
+        assert ledger.spent == run.labels_spent > 0
+    with pytest.raises(ConfigError, match=r"is a copy of a local run.*copy it to a folder, and resume that"):
+        preparation.old_run(uri)
 
 
 def test_a_resume_of_nothing_says_so(uri):

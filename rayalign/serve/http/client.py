@@ -7,6 +7,7 @@ duels -> pieces -> POST /v1/verdicts -> verdicts
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,9 +17,11 @@ import random
 import secrets
 import time
 from collections.abc import Generator, Sequence
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from pydantic import ValidationError
@@ -58,7 +61,7 @@ class HttpOracle:
         parts = urlsplit(self.url)
         if self._token and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             log.warning("the token for %s travels unencrypted; put TLS in front of the service (https)", self.url)
-        self._client = httpx.AsyncClient(auth=_Bearer(self._token), timeout=config.http.timeout_s)
+        self._client = _client(self.url, _Bearer(self._token), config.http.timeout_s)
         self._deadlines = Deadlines(self._client.aclose)
         self.description = self._describe()
         self.id = f"http:{parts.netloc}/{self.description.oracle}"
@@ -154,7 +157,7 @@ class HttpOracle:
                 pause = min(max(pause, retry_after(response.headers)), LONGEST_PAUSE_S)
             except (httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
                 over = isinstance(error, TimeoutError | httpx.TimeoutException)
-                why = "Timeout" if over else type(error).__name__
+                why = "Timeout" if over else f"{type(error).__name__}: {self._clean(str(error))}"
             tried = f"oracle.target={self.url} {attempt} time{'s' if attempt > 1 else ''}"
             if not duels and attempt > self.config.retries:
                 raise OracleError(
@@ -183,6 +186,9 @@ class HttpOracle:
             text = Problem.model_validate_json(response.content).error.message
         except ValidationError:
             text = response.content[: 4 * SHORT].decode("utf-8", "replace")
+        return self._clean(text)
+
+    def _clean(self, text: str) -> str:
         text = " ".join((text.replace(self._token, "***") if self._token else text).split())
         return text if len(text) <= SHORT else text[:SHORT] + "..."
 
@@ -199,6 +205,36 @@ class LateHttpOracle(HttpOracle):
     def poll(self, duels: Sequence[Duel]) -> list[Verdict]:
         """Hand over the duels that are new; the verdicts on those that have one."""
         return self.answered(duels)
+
+
+def _client(url: str, auth: httpx.Auth, silence_s: float) -> httpx.AsyncClient:
+    """A client for `url`, through the proxy that the environment names for it."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = None if _is_excepted(parts.hostname or "", parts.port) else proxies.get(parts.scheme, proxies.get("all"))
+    try:
+        context = httpx.create_ssl_context()  # SSL_CERT_FILE, SSL_CERT_DIR
+        return httpx.AsyncClient(auth=auth, timeout=silence_s, proxy=proxy, verify=context, trust_env=False)
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+        raise ConfigError(
+            f"the oracle at {url} can't be asked as the environment has it: {error}. Look at SSL_CERT_FILE, "
+            f"{parts.scheme.upper()}_PROXY, ALL_PROXY and NO_PROXY."
+        ) from None
+
+
+def _is_excepted(host: str, port: int | None) -> bool:
+    """Whether NO_PROXY names the host, or a network that it lies in: a proxy would get to see the token."""
+    if proxy_bypass(f"{host}:{port}" if port else host):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    for name in getproxies().get("no", "").split(","):
+        with contextlib.suppress(ValueError):
+            if address in ip_network(name.strip().strip("[]"), strict=False):
+                return True
+    return False
 
 
 class _Bearer(httpx.Auth):
@@ -274,7 +310,13 @@ def _name_kept_in(path: Path) -> str:
 # -- the kind ---------------------------------------------------------------------------------------------------------
 def _check(config: OracleConfig, world: World | None) -> None:
     check_target(config)
-    url = urlsplit(config.target)
+    try:
+        url = urlsplit(config.target)
+        httpx.URL(config.target)
+        _ = url.port
+    except (ValueError, httpx.InvalidURL) as error:
+        shown = "" if "@" in config.target else f"={config.target!r}"
+        raise ConfigError(f"oracle.target{shown} is no address: {error}.") from None
     if "@" in url.netloc or url.query:  # may hold a secret, so it is not repeated
         raise ConfigError(
             "oracle.target must not hold credentials or a query: it is written to the run directory. Export the token "

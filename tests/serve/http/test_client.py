@@ -315,6 +315,29 @@ def test_a_netrc_does_not_take_the_tokens_place(serve, monkeypatch, tmp_path):
     assert len(oracle(url).judge(duels(1))) == 1
 
 
+def test_a_proxy_is_used_unless_the_host_or_its_network_is_excepted(serve, monkeypatch):
+    url, _ = serve()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where nobody is
+    for excepted in ("localhost,127.0.0.0/8", "[::1],127.0.0.1"):
+        monkeypatch.setenv("NO_PROXY", excepted)
+        assert len(oracle(url).judge(duels(1))) == 1
+    monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
+    with pytest.raises(OracleError, match="Last: ConnectError: "):
+        oracle(url, timeout_s=0.5)
+    monkeypatch.setenv("HTTP_PROXY", "gopher://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"as the environment has it.*HTTP_PROXY"):
+        oracle(url)
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:99999", "http://127.0.0.1:8a", "http://a\nb/"])
+def test_what_is_no_address_is_said_before_anything_is_started(target):
+    with pytest.raises(ConfigError, match=r"oracle\.target=.* is no address|must be like"):
+        oracle(target)
+    with pytest.raises(ConfigError, match=r"oracle\.target is no address") as caught:
+        oracle("http://me:secret@127.0.0.1:99999")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("token", [None, TOKEN[::-1]])
 def test_no_token_or_a_wrong_one_is_an_error_before_anything_is_bought(serve, monkeypatch, token):
     if token:
