@@ -31,7 +31,7 @@ ORDER = """
     runs
     report
     loop
-    example studies estimate after
+    example estimate studies after
     cli
 """.split()
 """Each file or folder of the package may import those before it; `rayalign/__init__.py` imports lazily, exempt."""

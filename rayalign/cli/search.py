@@ -57,6 +57,7 @@ def compare(
     """Compare agents fairly: how many labels each needs, against a baseline, with intervals and one sentence."""
     from rayalign.studies.comparison import compare as run_comparison
 
+    board = Lines()
     done = run_comparison(
         [agents],
         env,
@@ -68,7 +69,8 @@ def compare(
         policy=policy,
         parallel=parallel,
         out=out,
-        show=Lines(),
+        announce=board.say,
+        show=board,
         **merged({}, read_changes(changes)),
     )
     head, lines = done.table()
@@ -155,15 +157,16 @@ class Lines:
         self._jobs[job.folder] = job
         where = f"[{board.done}/{board.total}]"
         if event == "start":
-            self._say(f"{where} {job.folder.name}: {'goes on' if job.labels else 'starts'}")
+            self.say(f"{where} {job.folder.name}: {'goes on' if job.labels else 'starts'}")
         elif event == "done":
-            self._say(f"{where} {job.folder.name}: done, {job.labels} labels")
+            self.say(f"{where} {job.folder.name}: done, {job.labels} labels")
         elif event == "failed":
-            self._say(f"{where} {job.folder.name}: FAILED: {board.failed[job.folder]}")
+            self.say(f"{where} {job.folder.name}: FAILED: {board.failed[job.folder]}")
         elif time.monotonic() - self._told >= EVERY_S:
             self._told = time.monotonic()
             now = [f"{folder.name} {self._jobs[folder].labels}" for folder in list(board.running)]
-            self._say(f"{where} labels so far: {', '.join(now)}")
+            self.say(f"{where} labels so far: {', '.join(now)}")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """One line, on standard error."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from rayalign.report.standings import (
 )
 from rayalign.runs.recipe import settings_of, split_choices
 from rayalign.runs.record import RunRecord
+from rayalign.studies.bill import bill
 from rayalign.studies.many import Job, Tell, run_many
 
 FAIR = (
@@ -108,6 +109,7 @@ def compare(
     oracle: Any = None,
     out: str | Path | None = None,
     parallel: int | None = None,
+    announce: Callable[[str], None] | None = None,
     show: Tell | None = None,
     **overrides: Any,
 ) -> Comparison:
@@ -126,6 +128,7 @@ def compare(
         oracle: as in `rayalign.run`, for all rows.
         out: directory; the same call with the same directory keeps what is finished and resumes the rest.
         parallel: runs at the same time; default: as many as fit the cluster with all that they ask for.
+        announce: is told in one line, before the first run starts, what all of them buy and what of it is paid.
         show: is told how the runs go; see `rayalign.studies.many.run_many`.
         **overrides: settings of all rows; they win over a row's own.
 
@@ -155,6 +158,8 @@ def compare(
         row.name: [_job(row, env, policy, oracle, common, seed, world_per_seed, folder) for seed in chosen]
         for row in rows
     }
+    if announce is not None:
+        announce(bill(jobs, plans))
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_many([job for own in jobs.values() for job in own], parallel, show)
     found = {

@@ -52,8 +52,13 @@ def test_a_second_call_runs_only_what_is_missing(comparison):
     bought = {folder.name: contents(folder) for folder in (comparison.path / "runs").iterdir()}
     (one, *_) = sorted((comparison.path / "runs").iterdir())
     (one / "result.json").unlink()
-    events = []
-    again = compare(comparison.path, show=lambda board, job, event: events.append((job.folder.name, event)))
+    events, bills = [], []
+    again = compare(
+        comparison.path,
+        announce=bills.append,
+        show=lambda board, job, event: events.append((job.folder.name, event)),
+    )
+    assert "2 rows x 2 seeds x 12 labels = 48, of which 48 bought already" in bills[0]
     assert [event for event in events if event[1] != "running"] == [(one.name, "start"), (one.name, "done")]
     assert {folder.name: contents(folder) for folder in (comparison.path / "runs").iterdir()} == bought
     assert again.sentences == comparison.sentences
