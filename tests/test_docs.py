@@ -9,6 +9,7 @@ import typer
 from documents import PAGES as DOCS
 from documents import RESULTS, ROOT, commands
 
+import rayalign
 from rayalign.agents import agent_class, list_agents
 from rayalign.cli import app
 from rayalign.config import describe
@@ -44,6 +45,11 @@ def test_every_file_that_a_document_links_to_or_names_exists(path):
     text = re.sub(r"https?://\S+", "", TEXTS[path.name])
     named = re.findall(r"`?((?:rayalign|tests|tuned_examples|docs|benchmarks)/[\w./]+\.(?:py|md|txt))`?", text)
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_public_name_is_in_the_api_page():
+    listed = re.findall(r"^\.\. auto(?:function|class):: rayalign\.(\w+)$", TEXTS["api.md"], re.MULTILINE)
+    assert sorted(listed) == sorted(rayalign.__all__)
 
 
 def test_every_file_in_the_readmes_tree_exists():
