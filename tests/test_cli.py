@@ -177,6 +177,15 @@ def test_mistakes_on_the_command_line_are_told_with_the_way_out(args: tuple[str,
     assert message in done.stderr
 
 
+def test_a_replay_offers_no_bucket_for_its_run_dir_and_takes_none() -> None:
+    told = " ".join(invoke("replay", "--help").stdout.replace("│", " ").split())
+    assert "a local folder" in told and "s3://" not in told
+    assert "s3://" in invoke("run", "--help").stdout
+    done = invoke("replay", "no/such/run", "--run-dir", "s3://bucket/replay")
+    assert done.exit_code == 2
+    assert "run_dir='s3://bucket/replay' must be a local path" in done.stderr
+
+
 def test_mistakes_in_names_reach_the_user_through_the_real_run(tmp_path: Path) -> None:
     for args, message in [
         (("run", "saa"), "Did you mean 'sea'"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rayalign.cli.app import Changes, Policy, RunDir, Seed, app, plain_errors, wait_until_stopped
+from rayalign.cli.app import Changes, Policy, Seed, app, plain_errors, wait_until_stopped
 from rayalign.cli.runs import read_changes
 from rayalign.errors import ConfigError
 
@@ -25,7 +25,9 @@ def replay(
         str | None, typer.Option(help="Who judges held-out answers: a kind of oracle, or module:function.")
     ] = None,
     seed: Seed = None,
-    run_dir: RunDir = None,
+    run_dir: Annotated[
+        str | None, typer.Option(help="Where the replay is kept, a local folder. Default: a new folder under runs/.")
+    ] = None,
     changes: Changes = None,
 ) -> None:
     """Train an agent offline on the labels of a run. None is bought; evaluation needs an --oracle."""
