@@ -10,8 +10,9 @@ They are the two configurations of SEA's benchmark (Liu et al. 2024, appendix H)
 
 Ray puts a fraction of a GPU on the fullest GPU that still has room for it. So that one GPU never holds two of a kind
 while another holds none, each role asks for just more than its part of what is left by those that start before it:
-oracle, collector, engines, scorers, learner. The fractions are places, not memory; what vLLM takes of the memory is
-`rollout.vllm.gpu_memory_utilization`. Verified by what Ray assigns, without GPUs: tests/runs/test_placement.py.
+oracle, the evaluation's oracle, collector, engines, scorers, learner. The fractions are places, not memory; what vLLM
+takes of the memory is `vllm`, and whether a model fits into it, and everybody else beside it, `rayalign estimate` says.
+Verified by what Ray assigns, without GPUs: tests/runs/test_placement.py.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ from typing import Any
 from rayalign.agents import make_agent
 from rayalign.errors import ConfigError, did_you_mean
 
-POSTERIOR_SHARE = 0.03
+POSTERIOR_SHARE = 0.005
 """Of the one GPU that the collector shares, where the agent has a posterior of its own."""
-STEP = 0.01
-"""Shares are multiples of this."""
+STEP = 0.001
+"""Shares are multiples of this; Ray counts in tenths of it."""
+VLLM = {"collocated": (0.5, 0.3), "split": (0.85, 0.5)}
+"""Of a GPU's memory for its engines together: with none but the learner beside them, and with oracles or a scorer."""
 
 
-def place(name: str, gpus: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def place(name: str, gpus: int, settings: Mapping[str, Any], *, vllm: float = 0.0) -> dict[str, Any]:
     """The placement `collocated`, `split` or `laptop` for what a run of these settings starts.
 
-    `settings` has `agent`, the registered name, and perhaps `agent.*` and `oracle.kind`.
+    Args:
+        name: of the placement.
+        gpus: of the machine.
+        settings: `agent`, the registered name, and perhaps `agent.*`, `oracle.*` and `evaluation.oracle.*`.
+        vllm: as for `collocated`.
     """
     if name == "laptop":
         return laptop()
@@ -42,58 +49,81 @@ def place(name: str, gpus: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     agent = make_agent(settings["agent"], **own)
     return known[name](
         gpus,
-        oracle=_has_a_model(settings),
+        oracle=_has_a_model("oracle", settings),
+        judge=_has_a_model("evaluation.oracle", settings),
         posterior=hasattr(agent.config, "features"),
         reference=agent.samples_reference(),
         scorer=agent.needs_scorer(),
+        vllm=vllm,
     )
 
 
-def _has_a_model(settings: Mapping[str, Any]) -> bool:
-    """Whether the oracle's replicas compute: an endpoint, people and data need no GPU."""
-    kind, local = settings.get("oracle.kind"), settings.get("oracle.judge.base_url") == "local"
+def _has_a_model(oracle: str, settings: Mapping[str, Any]) -> bool:
+    """Whether replicas of `oracle` or `evaluation.oracle` compute: an endpoint, people and data need no GPU."""
+    kind, local = settings.get(f"{oracle}.kind"), settings.get(f"{oracle}.judge.base_url") == "local"
     return kind in ("reward_model", "pairwise") or (kind == "judge" and local)
 
 
 def collocated(
-    gpus: int = 8, *, oracle: bool = True, posterior: bool = False, reference: bool = False, scorer: bool = False
+    gpus: int = 8,
+    *,
+    oracle: bool = True,
+    judge: bool = False,
+    posterior: bool = False,
+    reference: bool = False,
+    scorer: bool = False,
+    vllm: float = 0.0,
 ) -> dict[str, Any]:
     """One of everything on each GPU; the learner is sharded over all of them (ZeRO-2).
 
     Args:
         gpus: of the machine.
         oracle: whether it needs GPUs (a reward model), or not (a judge behind an endpoint, people, data).
+        judge: whether the evaluation has an oracle of its own that needs GPUs.
         posterior: whether the agent has a model of its own (SEA).
         reference: whether it samples the reference, too, with engines of its own (XPO, AE-Borda-DPO).
         scorer: whether it asks the policy itself (APL, AE-Borda-DPO, AE-DPO, ActiveDPO).
+        vllm: share of each GPU's memory for its engines, which have equal parts of it; 0 is the usual share (`VLLM`),
+            which suits no model in particular. The weights and a few answers' KV cache have to fit into each part.
+
+    `ConfigError` for a share that is none, and for fewer GPUs than the placement needs.
     """
     _check(gpus, least=1)
-    settings, left = _actors(gpus, oracle=oracle, posterior=posterior, reference=reference, scorer=scorer)
-    engines = 1 + reference
+    settings, left = _actors(
+        gpus, oracle=oracle, judge=judge, posterior=posterior, reference=reference, scorer=scorer
+    )
     return {
         **settings,
         **_learner(gpus, _floor(left)),
         "loop.max_staleness": 0,
         "loop.sleep_engines": True,
-        "rollout.vllm.gpu_memory_utilization": round((0.3 if oracle or scorer else 0.5) / engines, 2),
+        "rollout.vllm.gpu_memory_utilization": _vllm("collocated", vllm, oracle or judge or scorer, 1 + reference),
     }
 
 
 def split(
-    gpus: int = 8, *, oracle: bool = True, posterior: bool = False, reference: bool = False, scorer: bool = False
+    gpus: int = 8,
+    *,
+    oracle: bool = True,
+    judge: bool = False,
+    posterior: bool = False,
+    reference: bool = False,
+    scorer: bool = False,
+    vllm: float = 0.0,
 ) -> dict[str, Any]:
     """Half of the GPUs for the learner alone, the other half for all others, as in `collocated`.
 
     With `loop.max_staleness=1` both halves work at the same time; 0, as here, is strictly on-policy.
     """
     _check(gpus, least=2)
-    settings, _ = _actors(gpus // 2, oracle=oracle, posterior=posterior, reference=reference, scorer=scorer)
-    engines = 1 + reference
+    settings, _ = _actors(
+        gpus // 2, oracle=oracle, judge=judge, posterior=posterior, reference=reference, scorer=scorer
+    )
     return {
         **settings,
         **_learner(gpus - gpus // 2, 1.0),
         "loop.max_staleness": 0,
-        "rollout.vllm.gpu_memory_utilization": round((0.5 if oracle or scorer else 0.85) / engines, 2),
+        "rollout.vllm.gpu_memory_utilization": _vllm("split", vllm, oracle or judge or scorer, 1 + reference),
     }
 
 
@@ -120,13 +150,15 @@ def laptop() -> dict[str, Any]:
     }
 
 
-def _actors(gpus: int, *, oracle: bool, posterior: bool, reference: bool, scorer: bool) -> tuple[dict[str, Any], float]:
+def _actors(
+    gpus: int, *, oracle: bool, judge: bool, posterior: bool, reference: bool, scorer: bool
+) -> tuple[dict[str, Any], float]:
     """Settings of all roles but the learner, one of each per GPU (of engines one per pool), and what they leave."""
     least = most = 1.0  # left on the GPU that the collector shares, and on the others
     settings: dict[str, Any] = {"rollout.engine": "vllm", "rollout.dtype": "bfloat16", "scorer.dtype": "bfloat16"}
-    if oracle:
+    for name in ["oracle"] * oracle + ["evaluation.oracle"] * judge:
         share = _over(most, 1)
-        settings |= {"oracle.num_replicas": gpus, "oracle.gpus_per_replica": share, "oracle.dtype": "bfloat16"}
+        settings |= {f"{name}.num_replicas": gpus, f"{name}.gpus_per_replica": share, f"{name}.dtype": "bfloat16"}
         least, most = least - share, most - share
     if posterior:
         settings |= {"loop.collector_gpus": POSTERIOR_SHARE, "loop.agent_device": "cuda"}
@@ -151,13 +183,20 @@ def _learner(workers: int, share: float) -> dict[str, Any]:
     }
 
 
+def _vllm(placement: str, asked: float, others: bool, engines: int) -> float:
+    """What one engine takes of a GPU's memory."""
+    if not 0.0 <= asked <= 1.0:
+        raise ConfigError(f"vllm={asked:g} is a share of a GPU's memory; give one from 0 (the usual one) to 1.")
+    return round((asked or VLLM[placement][others]) / engines, 3)
+
+
 def _over(left: float, copies: int) -> float:
     """The least share of which `copies` fit into `left`, and not one more."""
-    return round(_floor(left / (copies + 1)) + STEP, 2)
+    return round(_floor(left / (copies + 1)) + STEP, 3)
 
 
 def _floor(share: float) -> float:
-    return round(int(round(share / STEP, 6)) * STEP, 2)
+    return round(int(round(share / STEP, 6)) * STEP, 3)
 
 
 def _check(gpus: int, least: int) -> None:
