@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from dataset_rows import ROWS, write_rows
+from recipe_variants import FILES, FOLDER, recipe, resolved, variants
 from typer.testing import CliRunner
 
 import rayalign.loop.loop
@@ -23,8 +24,6 @@ from rayalign.runs.recipe import choices_of, settings_of
 from rayalign.runs.resources import plan, shares
 from rayalign.runs.config import RunConfig
 
-FOLDER = Path(__file__).parents[2] / "tuned_examples" / "recipes"
-FILES = sorted(FOLDER.glob("*.py"))
 ROWS_OF = {
     "trl-lib/tldr": "tldr",
     "HuggingFaceH4/ultrafeedback_binarized": "ultrafeedback",
@@ -35,31 +34,6 @@ ROWS_OF = {
     "openai/webgpt_comparisons": "webgpt",
 }
 """Data of a recipe -> rows of the same form."""
-
-
-def recipe(name):
-    """The function `CONFIG` of a recipe."""
-    return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="rayalign_example")["CONFIG"]
-
-
-def variants(name):
-    """Every combination of a recipe's choices that it does not refuse, and its settings."""
-    options = {
-        choice: typing.get_args(kind) or (default,) for choice, (kind, default) in choices_of(recipe(name)).items()
-    }
-    for values in itertools.product(*options.values()):
-        choices = dict(zip(options, values, strict=True))
-        try:
-            yield choices, settings_of(recipe(name), choices)
-        except ConfigError as error:
-            assert str(error).startswith("recipe."), "a combination that makes no sense is refused by its choice"
-
-
-def resolved(settings):
-    """The run's config, as `rayalign.run` makes it; unknown settings and bad values are errors."""
-    base = RunConfig(agent=agent_class(settings["agent"]).Config())
-    given = {SHORT_NAMES.get(name, name): value for name, value in settings.items()}
-    return apply(base, {k: v for k, v in given.items() if k not in ("agent", "env") and not k.startswith("env.")})
 
 
 def world_of(settings, tmp_path, **changes):

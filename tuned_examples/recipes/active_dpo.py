@@ -8,7 +8,8 @@ Choices     recipe.task tldr | webgpt      recipe.model gemma-2b | qwen3-4b | ll
             recipe.placement collocated | split | laptop, recipe.gpus
 Policy      SFT_DIR: the model, fine-tuned on the task's own data for one epoch at a learning rate of 2e-5. Those
             checkpoints are not published, and rayalign does not fine-tune: bring yours.
-Hardware    one machine with 8 GPUs of 48 GB. The paper: 8 L40 (app. A.1).
+Hardware    one machine with 8 GPUs of 48 GB, for llama-2-7b of 80 GB: beside the engine and the learner the scorer has
+            two copies of the weights. The paper: 8 L40 (app. A.1), which have 48 GB.
 Placement   everything on each GPU; adapters alone are trained.
 Result      NOT RUN at this size here. The wiring ran on CPUs with a random model: docs/recipes.md.
 Differs     The paper reports the mean reward of several answers to 100 prompts (figure 1) and a win rate against the
@@ -20,6 +21,8 @@ from typing import Any, Literal
 
 from rayalign.runs.placement import place
 
+GPU_GB = {"gemma-2b": 48, "qwen3-4b": 48, "llama-2-7b": 80}
+"""Memory of the GPUs that it fits, as rayalign estimates it."""
 BASES = {"gemma-2b": "google/gemma-2b", "qwen3-4b": "Qwen/Qwen3-4B", "llama-2-7b": "meta-llama/Llama-2-7b-hf"}
 
 TASKS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ Command     rayalign run tuned_examples/recipes/ae_borda_dpo.py --policy SFT_DIR
             ray job submit --working-dir . -- python tuned_examples/recipes/ae_borda_dpo.py --policy SFT_DIR
 Choices     recipe.task hh | shp | haikus | jeopardy      recipe.model gpt2 | pythia-2.8b | llama-3-8b
             recipe.agent ae_borda_dpo | uniform
-            recipe.placement paper | collocated | split | laptop, recipe.gpus
+            recipe.placement paper | collocated | split | laptop, recipe.gpus (llama-3-8b: not collocated)
             The paper ran GPT-2 on all four tasks, Pythia-2.8B on HH and Jeopardy!, Llama-3-8B on SHP and Haikus.
 Policy      SFT_DIR: the paper first fine-tunes the model on the task's data, one epoch, with dropout before the last
             layer (section 6.2). Those checkpoints are not published, and rayalign does not fine-tune: bring yours.
@@ -21,8 +21,11 @@ Source      Mehta et al. 2023, appendix K.1, where nothing else is said; "code" 
 
 from typing import Any, Literal
 
+from rayalign.errors import ConfigError
 from rayalign.runs.placement import place
 
+GPU_GB = {"gpt2": 24, "pythia-2.8b": 80, "llama-3-8b": 80}
+"""Memory of the GPUs that it fits, as rayalign estimates it."""
 BASES = {
     "gpt2": "openai-community/gpt2",
     "pythia-2.8b": "EleutherAI/pythia-2.8b",
@@ -147,6 +150,11 @@ def recipe(
     small = model == "gpt2"
     where = ("collocated" if small else "split") if placement == "paper" else placement
     fewest = 2 if where == "split" else 1
+    if (model, where) == ("llama-3-8b", "collocated"):
+        raise ConfigError(
+            "recipe.placement='collocated': two engines, a scorer (two copies of llama-3-8b) and the learner "
+            "don't fit one GPU of 80 GB together; set recipe.placement=split."
+        )
     settings |= place(where, gpus or (fewest if small else 8), settings)
     if where != "laptop" and not small:
         settings |= {

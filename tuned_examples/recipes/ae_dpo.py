@@ -12,7 +12,8 @@ Data        HH and SHP come from the hub. Jeopardy! is a file of the paper's rep
             clue (belakaria/active-llm-alignment, data/): save it as JSON lines under data/, names as below.
 Labels      are the data's own (oracle.kind=data): one is spent when it is looked up. The judge is for evaluation alone:
             OPENAI_API_KEY, or --set evaluation.oracle.judge.base_url=...
-Hardware    2 GPUs of 40 GB (K.2: "the policy and the reference model on two separate GPUs").
+Hardware    2 GPUs of 48 GB (K.2: "the policy and the reference model on two separate GPUs"): bfloat16 weights need more
+            than the paper's 4-bit ones, and the scorer has two copies. recipe.placement=collocated: 2 GPUs of 80 GB.
 Placement   one GPU for the learner, engine and scorer on the other; adapters, so that the reference is the same model.
 Result      NOT RUN at this size here. The wiring ran on CPUs with a random model: docs/recipes.md.
 Differs     LoRA on bfloat16 weights and AdamW, where the paper has QLoRA on 4-bit weights and 8-bit Lion (K.2).
@@ -23,6 +24,8 @@ from typing import Any, Literal
 
 from rayalign.runs.placement import place
 
+GPU_GB = {"split": 48, "collocated": 80}
+"""Memory of the GPUs that it fits, as rayalign estimates it."""
 BASE = "huggyllama/llama-7b"
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -69,6 +72,7 @@ def recipe(
         "learner.schedule": "constant",
         "learner.warmup_batches": 150,  # not in the paper; the code's, as are the next four
         "learner.max_grad_norm": 10.0,
+        "learner.gradient_checkpointing": True,  # for memory alone: the numbers are the same
         "learner.lora.rank": 8,
         "learner.lora.alpha": 32.0,
         "learner.lora.dropout": 0.05,
@@ -81,7 +85,8 @@ def recipe(
         "evaluation.oracle.judge.verdict": "text",
         "evaluation.metrics": ("null_rate",) if task == "jeopardy" else (),
     }
-    return settings | place(placement, gpus, settings)
+    vllm = 0.32 if placement == "split" else 0.0  # the engine answers in evaluations alone: what the scorer leaves
+    return settings | place(placement, gpus, settings, vllm=vllm)
 
 
 CONFIG = recipe

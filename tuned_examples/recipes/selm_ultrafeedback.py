@@ -21,6 +21,8 @@ from typing import Any, Literal
 from rayalign.errors import ConfigError
 from rayalign.runs.placement import place
 
+GPU_GB = 80
+"""Memory of the GPUs that it fits, as rayalign estimates it."""
 LABELS_A_PROMPT = 3
 """Duels that rank the fresh response and the data's two."""
 RANKER = "OpenAssistant/reward-model-deberta-v3-large-v2"

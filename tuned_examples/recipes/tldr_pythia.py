@@ -6,8 +6,8 @@ Command     rayalign run tuned_examples/recipes/tldr_pythia.py
             ray job submit --working-dir . -- python tuned_examples/recipes/tldr_pythia.py
 Choices     recipe.size 1b | 2.8b | 6.9b      recipe.agent sea | passive | offline | xpo | apl
             recipe.loss dpo | ipo | slic      recipe.placement paper | collocated | split | laptop, recipe.gpus
-Hardware    one machine with 8 GPUs: A100 40 GB for 1B and 2.8B, 80 GB for 6.9B with the 8B reward model beside it.
-            The paper: 8 A100 for learner and actors, 16 more for the reward model (app. F.1).
+Hardware    one machine with 8 GPUs: A100 of 40 GB for 1B, of 80 GB for 2.8B and 6.9B, with the 8B reward model beside
+            them. The paper: 8 A100 for learner and actors, 16 more for the reward model (app. F.1).
 Placement   1B: everything on each GPU (config 1 of app. H). 2.8B, 6.9B: 4 GPUs for the learner, actors and reward model
             on the other 4 (config 2). recipe.placement=laptop is for trying the wiring.
 Result      NOT RUN at this size here. The wiring ran on CPUs with a random model: docs/recipes.md.
@@ -19,6 +19,8 @@ from typing import Any, Literal
 from rayalign.errors import ConfigError
 from rayalign.runs.placement import place
 
+GPU_GB = {"1b": 40, "2.8b": 80, "6.9b": 80}
+"""Memory of the GPUs that it fits, as rayalign estimates it."""
 BETA = {"dpo": 0.1, "slic": 0.2, "ipo": 0.2}
 """IPO's was tuned over 0.2, 0.3, 0.5, 1.0 for each size; which was best is not printed."""
 
@@ -83,7 +85,17 @@ def recipe(
         "evaluation.every": 2560,  # "periodically"; the code's interval
     }
     where = {"1b": "collocated"}.get(size, "split") if placement == "paper" else placement
-    settings |= place(where, gpus, settings)
+    if (size, agent, where) == ("6.9b", "apl", "collocated"):
+        raise ConfigError(
+            "recipe.placement='collocated': APL's scorer (two copies of 6.9b), the engine, the reward model and the "
+            "learner don't fit one GPU of 80 GB together; set recipe.placement=split."
+        )
+    vllm = 0.0
+    if size == "6.9b":
+        vllm = 0.4 if agent == "xpo" else 0.35  # XPO has two engines; elsewhere a scorer or a posterior needs room
+    elif size == "1b":
+        vllm = 0.25 if where == "collocated" else 0.38  # the reward model alone takes nearly half of 40 GB
+    settings |= place(where, gpus, settings, vllm=vllm)
     if size == "6.9b" and where != "laptop":
         settings["learner.strategy"] = "zero3"  # app. H: ZeRO-2 where it fits, else ZeRO-3 or offloading
     return settings

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from rayalign.runs.placement import place
 
+GPU_GB = 80
+"""Memory of the GPUs that it fits, as rayalign estimates it."""
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 
 AGENTS: dict[str, dict[str, Any]] = {
@@ -72,7 +74,7 @@ def recipe(
         "evaluation.temperature": 0.9,
         "evaluation.every": 2560,
     }
-    settings |= place(placement, gpus, settings)
+    settings |= place(placement, gpus, settings, vllm=0.35 if placement == "collocated" else 0.0)  # 20 candidates
     if placement != "laptop":
         settings["learner.strategy"] = "zero3"
     return settings
