@@ -1,5 +1,6 @@
 """A few rows of each dataset that the recipes read, with all columns that are published and contents of our own."""
 
+import csv
 import json
 
 
@@ -104,13 +105,20 @@ ROWS = {
 
 
 def write_rows(path, name, count=24):
-    """`count` rows as JSON lines, or as Parquet where `path` ends so; returns the path as a text."""
+    """`count` rows as JSON lines, or a JSON list, CSV or Parquet where `path` ends so; returns the path as a text."""
     rows = [ROWS[name](i) for i in range(count)]
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)

@@ -120,7 +120,7 @@ _STRING, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 
 FORMATS: dict[str, Format] = {
     "haikus": Format(
-        data="data/haiku_train.csv of the code of Mehta et al. 2023, as JSON lines or Parquet",
+        data="data/haiku_train.csv of the code of Mehta et al. 2023",
         schema=pa.schema([("keywords", _STRING), ("text", _STRING)]),
         read=_haikus,
     ),

@@ -1,7 +1,9 @@
-"""Prompts out of JSONL, Parquet or Hugging Face data: checked line by line, read through Ray Data.
+"""Prompts out of JSON, CSV, Parquet or Hugging Face data: checked row by row, read through Ray Data.
 
     source    what it is                                   checked here, before Ray            read by
     JSONL     *.jsonl, *.ndjson, *.json: one object a line every line, with its number         ray.data.read_json
+    JSON      *.json: a list of objects                    every row, with its number          ray.data.from_arrow
+    CSV       *.csv: a header, then rows                   every line, with its number         ray.data.read_csv
     Parquet   *.parquet, or a folder of them               the columns                         ray.data.read_parquet
     datasets  a Dataset, a saved one's folder, or a name   the columns                         ray.data.from_huggingface
 
@@ -22,13 +24,14 @@ from typing import Any
 import pyarrow as pa
 
 from rayalign.env.formats import Format
+from rayalign.env.row_files import Numbered, csv_header, csv_rows, is_array, json_array, json_lines
 from rayalign.errors import DataError
 from rayalign.types import Prompt
 
 PREFERRED = "preferred"
 """Key of `Prompt.meta`: index of the response of `Prompt.pair` that the data says is better."""
 
-JSON_ENDINGS, PARQUET_ENDINGS = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq")
+JSON_ENDINGS, CSV_ENDING, PARQUET_ENDINGS = (".jsonl", ".ndjson", ".json"), ".csv", (".parquet", ".pq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,10 @@ def load_prompts(source: Source) -> list[Prompt]:
 
 
 def check_source(origin: Source) -> str:
-    """What `origin` is: `json`, `parquet` or `datasets`. Raises `DataError` for what can be seen without Ray."""
+    """What `origin` is: `json`, `json list`, `csv`, `parquet` or `datasets`.
+
+    Raises `DataError` for what can be seen without Ray.
+    """
     source = origin.path
     if hasattr(source, "column_names") and hasattr(source, "features"):
         _check_columns(source.column_names, origin, "the dataset")
@@ -121,13 +127,19 @@ def check_source(origin: Source) -> str:
         _check_parquet(path, origin)
         return "parquet"
     if ending in JSON_ENDINGS:
-        _check_json(path, origin)
-        return "json"
+        kind = "json list" if ending == ".json" and is_array(path) else "json"
+        _check_rows(path, origin, kind)
+        return kind
+    if ending == CSV_ENDING:
+        _check_columns(csv_header(path), origin, str(path))
+        _check_rows(path, origin, "csv")
+        return "csv"
     if path.exists():
         raise DataError(
-            f"env.path={str(source)!r} ends in {ending!r}; known are {', '.join(JSON_ENDINGS + PARQUET_ENDINGS)}."
+            f"env.path={str(source)!r} ends in {ending!r}; known are "
+            f"{', '.join((*JSON_ENDINGS, CSV_ENDING, *PARQUET_ENDINGS))}."
         )
-    if ending in (".csv", ".txt", ".gz", ".zst"):
+    if ending in (".tsv", ".txt", ".gz", ".zst"):
         raise DataError(f"env.path={str(source)!r} does not exist.")
     return "datasets"
 
@@ -206,46 +218,48 @@ def _pair(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[tuple[s
 
 
 # -- checks before Ray --------------------------------------------------------------------------------------------
-def _check_json(path: Path, source: Source) -> None:
-    """Every line by itself: Arrow's reader would tell neither the line nor the field."""
+def _check_rows(path: Path, source: Source, kind: str) -> None:
+    """Every row by itself: Arrow's readers would tell neither the line nor the field."""
     kinds: dict[str, tuple[int, str]] = {}
-    lines = 0
-    for number, line in _json_lines(path):
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f'{where} is not valid JSON: {error}. Each line is one object, e.g. {{"prompt": "..."}}.'
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f'{where} is a JSON {type(row).__name__}, not an object. Each line is one, e.g. {{"prompt": "..."}}.'
-            )
-        lines += 1
+    unit, empty = UNITS[kind], True
+    for number, row in _rows(path, source, kind):
+        where, empty = f"{path} {unit} {number}", False
         source.prompts(row, where)
-        for name in source.columns.names() if source.format is None else ():
+        if source.format is not None:
+            _check_texts(row, source.format, where)
+            continue
+        for name in source.columns.names():
             if row.get(name) is not None:
-                kind = "text" if isinstance(row[name], str) else "list"
-                first, expected = kinds.setdefault(name, (number, kind))
-                if kind != expected:
+                form = "text" if isinstance(row[name], str) else "list"
+                first, expected = kinds.setdefault(name, (number, form))
+                if form != expected:
                     raise DataError(
-                        f"{where}: field {name!r} is a {kind}, but in line {first} it is a {expected}; use one form."
+                        f"{where}: field {name!r} is a {form}, but in {unit} {first} it is a {expected}; use one form."
                     )
-    if not lines:
-        raise DataError(f'{path} is empty. Each line is one object, e.g. {{"prompt": "..."}}.')
+    if empty:
+        why = {"csv": "no row follows its header.", "json list": "its list has no rows."}
+        raise DataError(f"{path} is empty: " + why.get(kind, 'each line is one object, e.g. {"prompt": "..."}.'))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise DataError(f"env.path={str(path)!r} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}.") from error
+UNITS = {"json": "line", "json list": "row", "csv": "line"}
+"""Kind of file -> what its rows are counted in."""
+
+
+def _rows(path: Path, source: Source, kind: str) -> Numbered:
+    if kind == "csv":
+        return csv_rows(path, _csv_types(source))
+    return json_array(path) if kind == "json list" else json_lines(path)
+
+
+def _check_texts(row: Mapping[str, Any], known: Format, where: str) -> None:
+    """Also of the columns that the format takes as they are, such as the value of a clue."""
+    for column in known.schema:
+        value = row.get(column.name)
+        if column.type == pa.string() and not isinstance(value, str | None):
+            raise DataError(
+                f"{where}: field {column.name!r} is {value!r:.80}; it must be a text. "
+                f"Its format is that of {known.data}."
+            )
 
 
 def _check_parquet(path: Path, source: Source) -> None:
@@ -313,9 +327,28 @@ def _read(origin: Source, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         import pyarrow.json
 
         parse = pyarrow.json.ParseOptions(
-            explicit_schema=_json_schema(Path(source), origin), unexpected_field_behavior="ignore"
+            explicit_schema=_schema(Path(source), origin, kind), unexpected_field_behavior="ignore"
         )
         data = ray.data.read_json(_absolute(source), file_extensions=None, parse_options=parse)
+    elif kind == "json list":
+        rows = [row for _, row in json_array(Path(source))]
+        data = ray.data.from_arrow(pa.Table.from_pylist(rows, schema=_schema(Path(source), origin, kind)))
+    elif kind == "csv":
+        import pyarrow.csv
+
+        types = _csv_types(origin)
+        convert = pyarrow.csv.ConvertOptions(
+            column_types=types,
+            include_columns=[name for name in csv_header(Path(source)) if name in types],
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        data = ray.data.read_csv(
+            _absolute(source),
+            file_extensions=None,
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=convert,
+        )
     elif kind == "parquet":
         import pyarrow.dataset
 
@@ -338,15 +371,20 @@ def _absolute(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(path)
 
 
-def _json_schema(path: Path, source: Source) -> pa.Schema:
+def _csv_types(source: Source) -> dict[str, pa.DataType]:
+    """The types of the columns that are read: texts where no format says otherwise."""
+    known = source.format.schema if source.format is not None else None
+    return {name: known.field(name).type if known is not None else pa.string() for name in source.names()}
+
+
+def _schema(path: Path, source: Source, kind: str) -> pa.Schema:
     """The types of the columns, from the first row that has them: nothing is left to guess (dates, numbers)."""
     if source.format is not None:
         return source.format.schema
     columns = source.columns
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     types: dict[str, pa.DataType] = {}
-    for _, line in _json_lines(path):
-        row = json.loads(line)
+    for _, row in _rows(path, source, kind):
         for name in columns.names():
             value = row.get(name)
             if value is None or name in types:

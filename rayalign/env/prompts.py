@@ -18,10 +18,10 @@ from rayalign.types import Prompt
 
 
 class Prompts(World):
-    """Prompts from JSONL, Parquet or a Hugging Face dataset, with what else the rows have.
+    """Prompts from JSON, CSV, Parquet or a Hugging Face dataset, with what else the rows have.
 
-    path       a *.jsonl file, a *.parquet file or folder of them, a saved dataset's folder, the name of a dataset, or a
-               `datasets.Dataset`. See `prompt_data.Columns` for the columns.
+    path       a *.jsonl, *.json or *.csv file, a *.parquet file or folder of them, a saved dataset's folder, the name
+               of a dataset, or a `datasets.Dataset`. See `prompt_data.Columns` for the columns.
     heldout    share of the prompts that is kept for evaluation (by a hash of seed and prompt, so that more data moves
                few prompts across), or another source of that kind. 0 keeps none.
     seed       of the split and of the order, which is a new one each epoch.

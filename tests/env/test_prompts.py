@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -169,7 +170,8 @@ def test_bad_sources_are_named_when_the_world_is_made(tmp_path):
     pq.write_table(table.slice(0, 0).rename_columns(["prompt"]), tmp_path / "empty.parquet")
     (tmp_path / "broken.parquet").write_text("no parquet")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "p.csv").write_text("prompt\na\n")
+    (tmp_path / "p.tsv").write_text("prompt\na\n")
+    (tmp_path / "p.csv").write_text("question\na\n")
     for source, message in {
         "missing.jsonl": "does not exist",
         "missing.parquet": "does not exist",
@@ -177,7 +179,10 @@ def test_bad_sources_are_named_when_the_world_is_made(tmp_path):
         "empty.parquet": "has no rows",
         "broken.parquet": "can't be read as Parquet",
         "folder": "neither Parquet files nor a saved dataset",
-        "p.csv": "ends in '.csv'",
+        "missing.csv": "does not exist",
+        "missing.json": "does not exist",
+        "p.csv": "no column 'prompt', but 'question'. Set env.prompt_column",
+        "p.tsv": "ends in '.tsv'",
     }.items():
         with pytest.raises(DataError, match=message):
             Prompts(tmp_path / source)
@@ -211,10 +216,68 @@ def test_holding_out_everything_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_known_dataset_reads_the_same_out_of_json_lines_and_parquet(tmp_path, name):
-    lines, table = (Prompts(write_rows(tmp_path / f"p.{end}", name), format=name) for end in ("jsonl", "parquet"))
+def test_a_known_dataset_reads_the_same_out_of_every_kind_of_file(tmp_path, name):
+    endings = ["jsonl", "json", "parquet"] + ["csv"] * (name != "webgpt")  # its question is an object
+    lines, *others = (Prompts(write_rows(tmp_path / f"p.{end}", name), format=name) for end in endings)
     assert len(lines.check_prompts()) + len(lines.heldout(99)) == 24
-    assert lines.check_prompts() == table.check_prompts() and lines.heldout(99) == table.heldout(99)
+    for other in others:
+        assert lines.check_prompts() == other.check_prompts() and lines.heldout(99) == other.heldout(99)
+
+
+def test_csv_keeps_line_breaks_quotes_and_what_looks_like_a_number_and_nothing_is_nothing(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('\ufeffprompt,other,reference\n"Two\nlines, ""quoted""",1,yes\n\n12,,\nNA,x,2020-01-01\n')
+    found = {p.text: p.reference for p in Prompts(path, heldout=0).check_prompts()}
+    assert found == {'Two\nlines, "quoted"': "yes", "12": None, "NA": "2020-01-01"}
+
+
+def test_a_json_list_holds_chats_and_pairs_as_lines_do(tmp_path):
+    rows = [
+        {"prompt": [{"role": "user", "content": f"Hi {i}", "name": "ann"}], "responses": ["a", "b"], "extra": {"n": i}}
+        for i in range(9)
+    ]
+    (tmp_path / "p.json").write_text("\n  " + json.dumps(rows, indent=2))
+    lines, listed = Prompts(jsonl(tmp_path / "p.jsonl", rows), heldout=0), Prompts(tmp_path / "p.json", heldout=0)
+    assert len(listed.check_prompts()) == 9 and listed.check_prompts() == lines.check_prompts()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.json", "[]", "is empty: its list has no rows"),
+        ("p.json", '[{"prompt": "a"},\n {"prompt": "b"]', r"begins like a list, but is not valid JSON: .*line 2"),
+        ("p.json", '[{"prompt": "a"}, "b"]', r"row 2 is a JSON str, not an object"),
+        ("p.json", '[{"prompt": "a"}, {"text": "b"}]', r"row 2: field 'prompt' is missing"),
+        ("p.json", '[{"prompt": "a", "reference": 3}]', r"row 1: field 'reference' is 3"),
+        ("p.csv", "", "is empty. Its first line names the columns"),
+        ("p.csv", "prompt\n", "is empty: no row follows its header"),
+        ("p.csv", "prompt,prompt\na,b\n", "has two columns 'prompt'"),
+        ("p.csv", 'prompt,reference\n"a\nb",c\nd,e,f\n', r"line 4 has 3 fields, but the header names 2"),
+        ("p.csv", "prompt,reference\na,b\n,c\n", r"line 3: field 'prompt' is missing"),
+        ("p.csv", 'prompt\n"a\n', r"line 2 is not valid CSV"),
+        ("p.csv", "prompt,responses\na,b\n", r"line 2: field 'responses' is 'b'; it must be a list of two"),
+        ("p.csv", b"prompt\n\xff\n", "is not UTF-8"),
+    ],
+)
+def test_bad_rows_of_lists_and_csv_are_named_when_the_world_is_made(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        Prompts(tmp_path / name)
+
+
+def test_bad_fields_of_known_datasets_are_named_with_their_row(tmp_path):
+    clue = ROWS["jeopardy"](0) | {"value": 200}
+    (tmp_path / "p.json").write_text(json.dumps([ROWS["jeopardy"](1), clue]))
+    with pytest.raises(
+        DataError, match=r"row 2: field 'value' is 200; it must be a text. Its format is that of the 217"
+    ):
+        Prompts(tmp_path / "p.json", format="jeopardy")
+    with pytest.raises(DataError, match=r"line 1: field 'value' is 200; it must be a text"):
+        Prompts(jsonl(tmp_path / "p.jsonl", [clue]), format="jeopardy")
+    path = Path(write_rows(tmp_path / "p.csv", "shp"))
+    path.write_text(path.read_text().replace(",340,", ",many,", 1))
+    with pytest.raises(DataError, match=r"line 2: field 'score_A' is 'many'; it must be a number"):
+        Prompts(path, format="shp")
 
 
 def test_a_known_dataset_reads_the_same_out_of_the_datasets_library(tmp_path):

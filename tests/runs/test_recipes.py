@@ -29,8 +29,8 @@ ROWS_OF = {
     "HuggingFaceH4/ultrafeedback_binarized": "ultrafeedback",
     "Anthropic/hh-rlhf": "hh",
     "stanfordnlp/SHP": "shp",
-    "data/haiku_train.jsonl": "haikus",
-    "data/jeopardy_train.jsonl": "jeopardy",
+    "data/haiku_train.csv": "haikus",
+    "data/train_jeopardy_data.json": "jeopardy",
     "openai/webgpt_comparisons": "webgpt",
 }
 """Data of a recipe -> rows of the same form."""
@@ -38,7 +38,8 @@ ROWS_OF = {
 
 def world_of(settings, tmp_path, **changes):
     """The recipe's world on a small local file whose rows have the form of its data."""
-    path = write_rows(tmp_path / "rows.jsonl", ROWS_OF[settings["env.path"]])
+    ending = Path(settings["env.path"]).suffix or ".jsonl"  # of files: that of the authors' own
+    path = write_rows(tmp_path / f"rows{ending}", ROWS_OF[settings["env.path"]])
     here = {name.removeprefix("env."): value for name, value in settings.items() if name.startswith("env.")}
     assert set(here) <= set(inspect.signature(Prompts).parameters)
     for name in ("split", "heldout_split", "revision", "tokenizer", "max_prompt_tokens", "max_row_tokens"):

@@ -10,7 +10,9 @@ Choices     recipe.task hh | shp | haikus | jeopardy      recipe.model gpt2 | py
 Policy      SFT_DIR: the paper first fine-tunes the model on the task's data, one epoch, with dropout before the last
             layer (section 6.2). Those checkpoints are not published, and rayalign does not fine-tune: bring yours.
 Data        HH and SHP come from the hub. Haikus and Jeopardy! are files of the paper's repository
-            (belakaria/active-llm-alignment, data/): save each as JSON lines under data/, names as below.
+            (belakaria/active-llm-alignment): copy its data/haiku_train.csv and data/haiku_test.csv, or its
+            data/train_jeopardy_data.json and data/test_jeopardy_data.json, as they are, to data/ where you start the
+            run, or name yours with --set env.path=... and --set env.heldout=...
 Judge       OPENAI_API_KEY, or --set oracle.judge.base_url=...; set oracle.judge.price and oracle.judge.max_spend first.
 Hardware    gpt2: one GPU of 24 GB. The others: one machine with 8 GPUs of 80 GB. The paper says nothing of its own.
 Placement   gpt2: everything on each GPU. The others: half of the GPUs for the learner.
@@ -72,15 +74,15 @@ TASKS: dict[str, dict[str, Any]] = {
         "for comparison.",
     },
     "haikus": {
-        "env.path": "data/haiku_train.jsonl",
-        "env.heldout": "data/haiku_test.jsonl",
+        "env.path": "data/haiku_train.csv",
+        "env.heldout": "data/haiku_test.csv",
         "every": 2048,
         "tokens": 64,
         "judge": "Which haiku follows the instruction better, has 5, 7 and 5 syllables, and sounds better?",
     },
     "jeopardy": {
-        "env.path": "data/jeopardy_train.jsonl",
-        "env.heldout": "data/jeopardy_test.jsonl",
+        "env.path": "data/train_jeopardy_data.json",
+        "env.heldout": "data/test_jeopardy_data.json",
         "every": 4096,
         "tokens": 32,
         "judge": "Two contestants answered a clue of Jeopardy!; the right answer is given. A right answer is better "

@@ -8,8 +8,10 @@ Choices     recipe.task hh | shp | jeopardy      recipe.agent ae_dpo | us_dpo | 
             Haikus have no pairs, and the paper no AE-DPO on them: tuned_examples/recipes/ae_borda_dpo.py.
 Policy      SFT_DIR: Llama-7B, fine-tuned on 40% of the data with dropout before the last layer, one epoch (Jeopardy!:
             two). Those checkpoints are not published, and rayalign does not fine-tune: bring yours.
-Data        HH and SHP come from the hub. Jeopardy! is a file of the paper's repository, with a wrong answer for each
-            clue (belakaria/active-llm-alignment, data/): save it as JSON lines under data/, names as below.
+Data        HH and SHP come from the hub. Jeopardy!, with a wrong answer for each clue, is two files of the paper's
+            repository (belakaria/active-llm-alignment): copy its data/train_jeopardy_data.json and
+            data/test_jeopardy_data.json, as they are, to data/ where you start the run, or name yours with
+            --set env.path=... and --set env.heldout=...
 Labels      are the data's own (oracle.kind=data): one is spent when it is looked up. The judge is for evaluation alone:
             OPENAI_API_KEY, or --set evaluation.oracle.judge.base_url=...
 Hardware    2 GPUs of 48 GB (K.2: "the policy and the reference model on two separate GPUs"): bfloat16 weights need more
@@ -31,7 +33,7 @@ BASE = "huggyllama/llama-7b"
 TASKS: dict[str, dict[str, Any]] = {
     "hh": {"env.path": "Anthropic/hh-rlhf", "env.heldout_split": "test"},
     "shp": {"env.path": "stanfordnlp/SHP", "env.heldout_split": "test"},
-    "jeopardy": {"env.path": "data/jeopardy_train.jsonl", "env.heldout": "data/jeopardy_test.jsonl"},
+    "jeopardy": {"env.path": "data/train_jeopardy_data.json", "env.heldout": "data/test_jeopardy_data.json"},
 }
 
 AGENTS: dict[str, dict[str, Any]] = {
