@@ -8,6 +8,7 @@ Of the longest prompts and answers, and the models' published sizes: no weights,
 """
 
 import re
+from dataclasses import replace
 
 import pytest
 from published_models import PARAMETERS, save_configs
@@ -17,7 +18,7 @@ from rayalign.agents import make_agent
 from rayalign.estimate.gpus import assign
 from rayalign.estimate.memory import memory_of
 from rayalign.estimate.role import GIB
-from rayalign.estimate.shape import ModelShape
+from rayalign.estimate.shape import BYTES, ModelShape
 
 HEADROOM = 0.05
 """Of a GPU: fragments, libraries and CUDA itself, which the estimate leaves out."""
@@ -47,6 +48,12 @@ def gpu_gb(name, choices):
     """Of the GPUs that the recipe names: `GPU_GB`, one number or by the choice that it depends on."""
     stated = names(name)["GPU_GB"]
     return stated if isinstance(stated, int) else next(stated[value] for value in choices.values() if value in stated)
+
+
+def with_gradients(role, config, shape):
+    """A scorer that is asked for gradients keeps the activations of a sequence for the way back."""
+    backward = config.scorer.max_gradient_tokens * shape.activation_values(False) * BYTES[config.scorer.dtype]
+    return replace(role, parts=role.parts | {"activations": max(role.parts["activations"], backward)})
 
 
 def kept(learner):
@@ -90,6 +97,8 @@ def test_every_combination_fits_the_memory_of_the_gpus_that_it_names(file, confi
         longest = config.rollout.max_prompt_tokens
         roles, unknown = memory_of(config, agent, shape, longest, agent.prompts_per_batch(config.loop.batch_size))
         assert not unknown, [role.why for role in unknown]
+        if settings["agent"] == "active_dpo":
+            roles = [with_gradients(role, config, shape) if role.role == "scorer" else role for role in roles]
         samples = max((proposal.n for proposal in agent.proposals()), default=1)
         answers = samples * (longest + config.rollout.max_tokens)
         gpu = gpu_gb(file.stem, choices) * 10**9

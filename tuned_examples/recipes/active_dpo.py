@@ -81,13 +81,15 @@ def recipe(
         "learner.lora.alpha": 512.0,
         "learner.checkpoint_every": 1,
         "learner.gradient_checkpointing": True,
+        "scorer.max_gradient_tokens": 1024,  # one longest sequence: its activations are kept for the way back
         "oracle.kind": "reward_model",
         "oracle.labels": "deterministic",  # not in the paper
         "evaluation.num_prompts": 100,
         "evaluation.against": "initial",
         "evaluation.every": 50,
     }
-    return settings | place(placement, gpus, settings)
+    vllm = 0.25 if placement == "collocated" else 0.4  # three short answers a prompt; the scorer needs the room
+    return settings | place(placement, gpus, settings, vllm=vllm)
 
 
 CONFIG = recipe
