@@ -85,6 +85,7 @@ def recipe(
         "evaluation.oracle.kind": "judge",
         "evaluation.oracle.target": "gpt-3.5-turbo",
         "evaluation.oracle.judge.verdict": "text",
+        "evaluation.oracle.judge.order": "both",  # not in the paper, as for AE-Borda-DPO
         "evaluation.metrics": ("null_rate",) if task == "jeopardy" else (),
     }
     vllm = 0.32 if placement == "split" else 0.0  # the engine answers in evaluations alone: what the scorer leaves
