@@ -69,7 +69,7 @@ def nursery():
         yield
     finally:
         process.stdin.close()  # it leaves
-        process.wait(timeout=30)
+        process.wait(timeout=120)
         shutil.rmtree(folder)
 
 
