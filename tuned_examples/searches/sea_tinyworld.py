@@ -4,7 +4,7 @@ Command     python tuned_examples/searches/sea_tinyworld.py
             python tuned_examples/searches/sea_tinyworld.py --trials 20 --max-labels 10000 --folder runs/large-search
             ray job submit --working-dir . -- python tuned_examples/searches/sea_tinyworld.py
 Hardware    2 CPU cores, 8 GiB: two trials at a time
-Result      a table and a plot (search.md, search.png); the table of the default search is in docs/searching.md
+Result      a table and a plot (search.md, search.png); those of the default search are in docs/searching.md
 Compare     tuned_examples/sea_tinyworld.py has the settings that are searched from
 
 The same command with the same folder goes on with a search that was interrupted; no label is bought twice.
