@@ -58,6 +58,8 @@ class RunCurve:
     """Its standard error over prompts."""
     online_win_rate: float | None = None
     """Of the duels that were bought, both responses against the reference; mean over batches."""
+    best_of_n: float | None = None
+    """Held-out win rate at the end of the answers that the agent picked among samples; None: it was not asked to."""
     steps: int = 0
     """Optimizer steps."""
     labels_spent: int = 0
@@ -75,6 +77,7 @@ class RunCurve:
         """What there is to keep of a run directory."""
         labels, rates = record.curve()
         online = [value for value in record.series("online_win_rate")[1] if value is not None]
+        picked = [value for value in record.curve("best_of_n_win_rate")[1] if value is not None]
         losses = record.series("loss")[1] or record.series("learner/loss")[1]
         return cls(
             world=record.world,
@@ -83,6 +86,7 @@ class RunCurve:
             win_rate=rates,
             stderr=record.curve("stderr")[1],
             online_win_rate=float(np.mean(online)) if online else None,
+            best_of_n=picked[-1] if picked else None,
             steps=len(losses) * int(record.settings.get("learner.updates_per_batch", 1)),
             labels_spent=record.labels_spent,
             settings={
@@ -223,14 +227,21 @@ def default_marks(budget: int) -> list[int]:
 def table(
     rows: Rows, marks: Sequence[int], targets: Sequence[float], unit: str = "runs"
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and cells: win rate at `marks`, area, the duels' own win rate, labels to `targets`, steps."""
-    head = ["row", unit, *(f"win rate at {mark}" for mark in marks), "area under curve", "duels' own win rate"]
+    """Head and cells: win rate at `marks`, area, the duels' own win rate, labels to `targets`, steps.
+
+    Where some agents picked among samples: the win rate of that at the end, too.
+    """
+    picks = any(run.best_of_n is not None for runs in rows.values() for run in runs)
+    head = ["row", unit, *(f"win rate at {mark}" for mark in marks), *["best of n at the end"] * picks]
+    head += ["area under curve", "duels' own win rate"]
     head += [*(f"labels to {target:.2f}" for target in targets), "steps"]
     lines = []
     for name, runs in rows.items():
         at = [[run.rate_at(mark) for run in runs] for mark in marks]
         online = [math.nan if run.online_win_rate is None else run.online_win_rate for run in runs]
-        cells = [name, str(len(runs)), *map(mean_cell, at), mean_cell([run.area for run in runs]), mean_cell(online)]
+        picked = [math.nan if run.best_of_n is None else run.best_of_n for run in runs]
+        cells = [name, str(len(runs)), *map(mean_cell, at), *[mean_cell(picked)] * picks]
+        cells += [mean_cell([run.area for run in runs]), mean_cell(online)]
         cells += [labels_cell([run.labels_to(target) for run in runs]) for target in targets]
         lines.append([*cells, f"{np.mean([run.steps for run in runs]):.0f}"])
     return head, lines

@@ -162,3 +162,12 @@ def test_old_runs_of_a_row_whose_settings_changed_are_dropped_with_a_note() -> N
 def test_a_ratio_says_what_it_is_made_of() -> None:
     assert ratio_cell(saving([100.0, None], [200.0, None], 1000)) == "0.50 (1 pair, 1 left out)"
     assert ratio_cell(saving([None, 500.0], [500.0, None], 1000)) == "– (reached in 1 and 1 of 2)"
+
+
+def test_answers_that_agents_picked_have_a_column_where_there_are_any():
+    head, lines = table(
+        {"a": [run(0, 600, best_of_n=0.75), run(1, 600, best_of_n=0.75)], "b": [run(0, 600)]}, [500], []
+    )
+    at = head.index("best of n at the end")
+    assert [line[at] for line in lines] == ["0.750 [0.750, 0.750]", "-"]
+    assert "best of n at the end" not in table({"b": [run(0, 600)]}, [500], [])[0]
