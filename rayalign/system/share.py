@@ -10,6 +10,7 @@ they reserve next to nothing; GPUs they reserve as set, beside the group.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ import ray
 from ray.util import get_current_placement_group
 
 OUTSIDE_TIMEOUT_S = 120.0
+SETTLED_AFTER_S = 5.0
+"""What is still in use then is in use by others."""
 
 
 def in_group() -> bool:
@@ -26,16 +29,27 @@ def in_group() -> bool:
 
 
 def resources() -> dict[str, float]:
-    """What a run that is started here may use: its placement group, or the whole cluster.
+    """What a run that is started here may use: its placement group, or what is free of the cluster.
 
     The GPUs are the cluster's in either case: those of learner and oracle are none of the group's.
     """
     if not in_group():
-        return ray.cluster_resources()
+        return _free()
     total: Counter[str] = Counter()
     for bundle in get_current_placement_group().bundle_specs:
         total.update(bundle)
     return {**total, "GPU": ray.cluster_resources().get("GPU", 0.0)}
+
+
+def _free() -> dict[str, float]:
+    """What nobody uses: a service beside the run keeps what it has, who has just ended gives it back in a moment."""
+    total, deadline = ray.cluster_resources(), time.monotonic() + SETTLED_AFTER_S
+    while True:
+        free = ray.available_resources()
+        left = {name: free.get(name, 0.0) for name in ("CPU", "GPU") if name in total}
+        if time.monotonic() > deadline or all(left[name] > total[name] - 1e-6 for name in left):
+            return {**total, **left}
+        time.sleep(0.1)
 
 
 def outside(function: Callable[..., Any], *args: Any) -> Any:

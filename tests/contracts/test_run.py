@@ -6,12 +6,14 @@ import signal
 
 import pyarrow.compute as pc
 import pytest
+import ray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from whole_runs import WITH_ENGINE, contents
 
 import rayalign
 from rayalign.errors import ConfigError
 from rayalign.ledger.ledger import Ledger
+from rayalign.system import share
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,18 @@ def test_the_report_is_one_file_that_needs_no_network(finished):
     page = (finished.path / "report.html").read_text()
     assert "22" in page
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""", page)
+
+
+def test_what_somebody_else_uses_of_the_cluster_is_not_planned_with(cluster):
+    """A run that counted on it would wait for its learner for ever: a service beside it gives nothing back."""
+    other = Other.remote()
+    ray.get(other.here.remote())
+    assert share.resources()["CPU"] == ray.cluster_resources()["CPU"] - 0.5
+    ray.kill(other)
+    assert share.resources()["CPU"] == ray.cluster_resources()["CPU"], "it is free a moment later"
+
+
+@ray.remote(num_cpus=0.5)
+class Other:
+    def here(self):
+        return True
