@@ -5,7 +5,7 @@ Command     python tuned_examples/sea_http_tinyworld.py                   serves
             rayalign run tuned_examples/sea_http_tinyworld.py --set oracle.target=http://HOST:8710
             ray job submit --working-dir . -- python tuned_examples/sea_http_tinyworld.py
 Hardware    2 CPU cores, 8 GiB
-Result      not measured yet
+Result      held-out win rate 0.423 -> 0.698 ± 0.026, 0.65 after 833 labels; seed 0 alone, 2.4 minutes, service included
 Compare     tuned_examples/sea_tinyworld.py: the oracle is the run's own
 
 What is served may as well be a reward model, a judge, people, or a program of yours: `rayalign oracle --help`. Any host
