@@ -201,12 +201,14 @@ def _how_to_replay(stored: StoredRun, base_model: str | None) -> tuple[str, list
     command += [] if used["synthetic"] else ["--no-synthetic"]
     mine = changed(stored)
     if replayed is not None:
-        theirs = settings.flatten(settings.to_plain(replayed))
-        same = replayed.agent_name == config.agent_name
-        inherited = {name: value for name, value in theirs.items() if same or not name.startswith("agent.")}
-        ours = settings.flatten(settings.to_plain(config))
-        own = {name: value for name, value in ours.items() if name in inherited and inherited[name] != value}
-        mine = own | {name: value for name, value in mine.items() if name not in inherited}
+        another = replayed.agent_name != config.agent_name  # whose settings are its own, and not the run's
+        ours, theirs = (settings.flatten(settings.to_plain(one)) for one in (config, replayed))
+        own = {name: value for name, value in mine.items() if another and name.startswith("agent.")}
+        mine = own | {
+            name: value
+            for name, value in ours.items()
+            if theirs.get(name) != value and not (another and name.startswith("agent."))
+        }
     told = ("oracle.", "loop.", *OF_THE_MACHINE)  # of the loop a replay has what the options say
     for name, value in mine.items():
         if not name.startswith(told):

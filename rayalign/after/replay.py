@@ -41,7 +41,6 @@ from rayalign.report.report import write_report
 from rayalign.rollout.encode import PromptEncoder, load_tokenizer
 from rayalign.runs.agent_state import has_opinion
 from rayalign.runs.config import RunConfig
-from rayalign.runs.logs import read_evaluations
 from rayalign.runs.logs import validate as validate_logging
 from rayalign.runs.preference_export import export_preferences
 from rayalign.runs.record import CONFIG, REPLAY
@@ -389,19 +388,7 @@ def _finish(plan_: _Plan) -> Result:
     export_preferences(
         plan_.ledger, folder / "preferences", policy, chat, batches=used.batches, synthetic=used.synthetic
     )
-    evaluations = read_evaluations(folder)
-    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
-    result = Result(
-        path=folder,
-        win_rate=last.get("win_rate"),
-        win_rate_stderr=last.get("stderr"),
-        initial_win_rate=first.get("win_rate") if first.get("version") == 0 else None,
-        labels_spent=0,
-        labels_replayed=plan_.config.loop.budget,
-        labels_spent_on_evaluation=int(last.get("labels_spent_on_evaluation", 0)),
-        checkpoint=folder / "checkpoint",
-    )
-    result.save()
+    result = Result.of(folder, labels_spent=0, labels_replayed=plan_.config.loop.budget)
     if plan_.config.logging.report:
         write_report([folder])
     return result

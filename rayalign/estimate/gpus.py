@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rayalign.estimate.role import RoleMemory
 
-HUNDREDTHS = 10_000
+PARTS = 10_000
 """Shares are counted in so many parts of a GPU, as Ray does: sums of floats are not what they seem."""
 
 
@@ -71,12 +71,12 @@ def assign(roles: Sequence[RoleMemory]) -> list[list[RoleMemory]]:
     home: list[RoleMemory] | None = None
     for role in roles:
         for _ in range(role.processes if role.gpus else 0):
-            share = HUNDREDTHS if role.gpus >= 1 else round(role.gpus * HUNDREDTHS)
+            share = PARTS if role.gpus >= 1 else round(role.gpus * PARTS)
             for number in range(max(1, int(role.gpus))):
                 fitting = [i for i, room in enumerate(left) if room >= share]
                 best = min(fitting, key=lambda i: left[i], default=len(left))
                 if best == len(left):
-                    left.append(HUNDREDTHS)
+                    left.append(PARTS)
                     placed.append([])
                 left[best] -= share
                 placed[best] += [role] if number < role.spread else []

@@ -13,10 +13,10 @@ from typing import Any
 
 from rayalign.env.labels import Oracle
 from rayalign.env.world import World
-from rayalign.estimate.oracle_memory import has_model, is_local_judge
+from rayalign.estimate.oracle_memory import is_local_judge
 from rayalign.estimate.purchases import Purchases, calls_per_label
 from rayalign.runs.config import RunConfig
-from rayalign.serve.config import OracleConfig
+from rayalign.serve.config import OracleConfig, has_model
 from rayalign.serve.kinds import oracle_kind
 
 
@@ -91,8 +91,9 @@ def _seconds(section: str, asked: OracleConfig, custom: Any, measured: float | N
         return measured / replicas, f"measured here, by {replicas} at a time", False
     if custom is not None or asked.kind == "function":
         return None, "a function of yours is not called for an estimate: labels x seconds of a call / replicas", False
-    if asked.kind in ("world", "data") or has_model(asked):
-        paid = has_model(asked) and not _is_free(asked)
+    loaded = has_model(asked.kind, asked.judge.base_url)
+    if asked.kind in ("world", "data") or loaded:
+        paid = loaded and not _is_free(asked)
         return None, f"has a price, so it is not asked: labels x seconds / {replicas} replicas" if paid else "", False
     if asked.kind == "judge":
         at_once, calls = asked.judge.concurrency * asked.most_replicas, calls_per_label(asked)
@@ -109,7 +110,8 @@ def _seconds(section: str, asked: OracleConfig, custom: Any, measured: float | N
 def _is_free(asked: OracleConfig) -> bool:
     if asked.kind == "world":
         return True
-    return has_model(asked) and not asked.price and not (is_local_judge(asked) and asked.judge.price)
+    loaded = has_model(asked.kind, asked.judge.base_url)
+    return loaded and not asked.price and not (is_local_judge(asked) and asked.judge.price)
 
 
 def _here(asked: OracleConfig) -> OracleConfig:

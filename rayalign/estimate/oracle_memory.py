@@ -11,17 +11,12 @@ from __future__ import annotations
 from rayalign.estimate.role import RoleMemory, Unknown
 from rayalign.estimate.shape import BYTES, ModelShape
 from rayalign.serve.classifier import MICRO_BATCH_TOKENS
-from rayalign.serve.config import OracleConfig
+from rayalign.serve.config import OracleConfig, has_model
 from rayalign.serve.judge_config import LOCAL
 from rayalign.serve.judge_prompts import TEMPLATES
 
 CHARACTERS_PER_TOKEN = 4
 """Of a judge's rules, in English."""
-
-
-def has_model(config: OracleConfig) -> bool:
-    """Whether replicas hold a model, which needs memory and costs no money."""
-    return config.kind in ("reward_model", "pairwise") or is_local_judge(config)
 
 
 def is_local_judge(config: OracleConfig) -> bool:
@@ -38,7 +33,7 @@ def oracle_memory(
         role: `oracle`, or `evaluation.oracle`.
         prompt_tokens, response_tokens: the longest; the policy's tokens stand for the judge's.
     """
-    if not has_model(config):
+    if not has_model(config.kind, config.judge.base_url):
         return None
     judges = is_local_judge(config)
     try:

@@ -66,7 +66,7 @@ def _fullest_row(gpu: FullestGpu) -> tuple[str, str, str]:
         enough = (
             f"so it takes one of {_gib(round(gpu.smallest))} or more"
             if math.isfinite(gpu.smallest)
-            else ("which leaves nothing to the others: lower rollout.vllm.gpu_memory_utilization")
+            else "which leaves nothing to the others: lower rollout.vllm.gpu_memory_utilization"
         )
         said.append(f"vLLM takes {gpu.claimed:.0%} of it whatever it needs (gpu_memory_utilization), {enough}")
     if gpu.sleeping:

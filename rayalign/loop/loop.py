@@ -45,7 +45,6 @@ from rayalign.runs.config import RunConfig
 from rayalign.runs.dirs import (
     note_failed_start,
 )
-from rayalign.runs.logs import read_evaluations
 from rayalign.runs.preference_export import export_preferences
 from rayalign.runs.resources import beside_group, check_nodes, plan, shares
 from rayalign.runs.result import Result
@@ -257,20 +256,12 @@ def _finish(config: RunConfig, status: Mapping[str, Any]) -> Result:
     """Write what a run leaves behind: preferences, result, report."""
     folder = storage.gathered(config.run_dir)
     export_preferences(folder / "ledger.arrow", folder / "preferences", config.policy, config.rollout.chat)
-    evaluations = read_evaluations(folder)
-    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
-    result = Result(
-        path=folder,
-        win_rate=last.get("win_rate"),
-        win_rate_stderr=last.get("stderr"),
-        initial_win_rate=first.get("win_rate") if first.get("version") == 0 else None,
+    result = Result.of(
+        folder,
         labels_spent=int(status["labels"]),
-        labels_spent_on_evaluation=int(last.get("labels_spent_on_evaluation", 0)),
-        checkpoint=folder / "checkpoint",
         warning=status.get("warning"),
         online=dict(status.get("online", {})),
     )
-    result.save()
     if config.logging.report:
         write_report([folder])
     storage.publish_all(config.run_dir)

@@ -22,6 +22,7 @@ from typing import Any
 
 from rayalign.agents import make_agent
 from rayalign.errors import ConfigError, did_you_mean
+from rayalign.serve.config import has_model
 
 POSTERIOR_SHARE = 0.005
 """Of the one GPU that the collector shares, where the agent has a posterior of its own."""
@@ -60,8 +61,7 @@ def place(name: str, gpus: int, settings: Mapping[str, Any], *, vllm: float = 0.
 
 def _has_a_model(oracle: str, settings: Mapping[str, Any]) -> bool:
     """Whether replicas of `oracle` or `evaluation.oracle` compute: an endpoint, people and data need no GPU."""
-    kind, local = settings.get(f"{oracle}.kind"), settings.get(f"{oracle}.judge.base_url") == "local"
-    return kind in ("reward_model", "pairwise") or (kind == "judge" and local)
+    return has_model(settings.get(f"{oracle}.kind", ""), settings.get(f"{oracle}.judge.base_url", ""))
 
 
 def collocated(

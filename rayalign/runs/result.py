@@ -44,6 +44,23 @@ class Result:
     `cumulative_regret`. Empty otherwise."""
 
     @classmethod
+    def of(cls, folder: Path, **facts: Any) -> Result:
+        """Of the run in `folder`, by its evaluations and by `facts`, its other fields; written down with it."""
+        evaluations = read_evaluations(folder)
+        first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+        result = cls(
+            path=folder,
+            win_rate=last.get("win_rate"),
+            win_rate_stderr=last.get("stderr"),
+            initial_win_rate=first.get("win_rate") if first.get("version") == 0 else None,
+            labels_spent_on_evaluation=int(last.get("labels_spent_on_evaluation", 0)),
+            checkpoint=folder / "checkpoint",
+            **facts,
+        )
+        result.save()
+        return result
+
+    @classmethod
     def load(cls, path: str | Path) -> Result:
         """Read a finished run's result; one in a bucket is copied. Raises `DataError` if `path` holds none."""
         shown, path = storage.plain(path), storage.fetched(path, checkpoint=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rayalign.env.labels import LABEL_MODES
 from rayalign.errors import ConfigError, did_you_mean
 from rayalign.serve.http.config import HttpConfig
-from rayalign.serve.judge_config import JudgeConfig
+from rayalign.serve.judge_config import LOCAL, JudgeConfig
 from rayalign.serve.labelling.config import HumanConfig
 from rayalign.serve.pairwise_config import PairwiseConfig
 from rayalign.serve.users.config import UsersConfig
@@ -132,3 +132,11 @@ class OracleConfig:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"oracle.{name}={value!r} is unknown. {did_you_mean(value, known)}")
+
+
+def has_model(kind: str, base_url: str = "") -> bool:
+    """Whether replicas of such an oracle hold a model: an endpoint, people and data need no memory, and no GPU.
+
+    `base_url` is that of a judge, whose model may be in the replicas, too.
+    """
+    return kind in ("reward_model", "pairwise") or (kind == "judge" and base_url == LOCAL)

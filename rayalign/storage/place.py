@@ -133,15 +133,16 @@ def resume(run_dir: str | Path, config: str) -> str:
     uri = Uri.parse(str(run_dir))
     if not holds(str(uri), config):
         raise ConfigError(f"run_dir={uri.shown!r} holds no run (no {config}). Start one with `rayalign run`.")
+    bucket = _bucket(uri)
     for name in LEDGERS:  # what is bought in a bucket is recorded otherwise, so these labels would be bought again
-        if name in _bucket(uri).names("") and recorded(_bucket(uri), name) is None:
+        if not bucket.names(f"live/{name}") and bucket.get(name) is not None:
             raise ConfigError(
                 f"run_dir={uri.shown!r} is a copy of a local run (its {name} is a file). It can be read there, but not "
                 "gone on with: copy it to a folder, and resume that."
             )
     mine = take(str(uri))
     try:
-        _download(_bucket(uri), folder_of(mine))
+        _download(bucket, folder_of(mine))
     except BaseException:
         release(mine)
         raise

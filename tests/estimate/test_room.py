@@ -50,14 +50,21 @@ def test_an_estimate_needs_no_weights_and_a_calibration_that_does_not_fit_says_h
     assert "GiB free. Leave --calibrate out, calibrate with a smaller policy" in said
 
 
-@pytest.mark.parametrize(("names", "cached"), [(("memory.max", "memory.current"), "inactive_file")])
+GROUPS = [
+    (("memory.max", "memory.current"), "inactive_file"),
+    (("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"), "total_inactive_file"),
+]
+
+
+@pytest.mark.parametrize(("names", "cached"), GROUPS)
 def test_what_the_kernel_gives_back_on_demand_is_free(tmp_path: Path, names: tuple[str, str], cached: str) -> None:
-    gib = 2**20
-    for name, number in zip(names, (16 * gib, 15 * gib), strict=True):
+    mib = 2**20
+    for name, number in zip(names, (16 * mib, 15 * mib), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{number}\n")
-    (tmp_path / "memory.stat").write_text(f"anon 1\n{cached} {10 * gib}\n")
-    assert free_memory(tmp_path) == 11 * gib
-    assert free_memory(tmp_path / "nowhere") > 11 * gib
+    (tmp_path / names[0]).with_name("memory.stat").write_text(f"anon 1\n{cached} {10 * mib}\n")
+    assert free_memory(tmp_path) == 11 * mib
+    assert free_memory(tmp_path / "nowhere") > 11 * mib
 
 
 def test_one_process_trains_plainly_whatever_the_run_shards_and_offloads() -> None:
