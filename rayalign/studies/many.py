@@ -32,6 +32,7 @@ from rayalign.loop.guided import GuidedRun
 from rayalign.runs.resources import bundles, shares
 from rayalign.runs.result import Result
 from rayalign.serve.applications import stop_application
+from rayalign.system import share
 
 Tell = Callable[["Board", "Job", str], None]
 POLL_S = 1.0
@@ -164,7 +165,7 @@ def run_many(jobs: Sequence[Job], parallel: int | None = None, show: Tell | None
     if not todo:
         return {}
     with loop.cluster() as own:
-        cluster = ray.cluster_resources()
+        cluster = share.resources()
         kinds = {job.kind: job for job in todo}
         at_once = parallel or min(how_many_fit(job.prepare(), cluster) for job in kinds.values())
         at_once = min(at_once, len(todo))
